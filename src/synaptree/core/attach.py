@@ -1,0 +1,281 @@
+"""The seam between a topology and any training loop: the optimizer's own step hooks."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.weak import WeakIdKeyDictionary
+
+from synaptree.core.errors import AttachError
+from synaptree.core.layer import Layer, layers_of
+from synaptree.core.method import Method
+from synaptree.core.rule import Group, Part
+from synaptree.core.signal import View
+from synaptree.core.topology import Delta, Topology
+
+__all__ = ["Attached", "attach", "groups_of", "views_of"]
+
+_owners: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""Parameter -> the Attached that masks it, so that two cannot fight over one."""
+
+
+def attach(
+    model: nn.Module,
+    optimizer: Optimizer,
+    method: Method | None = None,
+    *,
+    topology: Topology | None = None,
+    include: Iterable[str] = ("*",),
+    exclude: Iterable[str] = (),
+    seed: int = 0,
+) -> "Attached":
+    """Keep dead weights at 0 through training, and let `method` edit the topology as training goes on.
+
+    Any loop that calls `optimizer.step()` works, also with gradient accumulation, `GradScaler`, fused and
+    foreach optimizers. The model itself is not changed: no wrappers, buffers or new names.
+
+    Args:
+        model: the model that is trained.
+        optimizer: holds its parameters.
+        method: acts after optimizer updates, by its own schedule; None only keeps the masks of `topology`.
+        topology: the connections to start from; dense by default.
+        include: shell patterns of the module names to act on.
+        exclude: likewise; wins over `include`.
+        seed: of the topology's random generator.
+
+    Raises:
+        AttachError: nothing to prune, an optimizer that takes many steps per call, or a parameter that
+            is attached already.
+
+    Example:
+        >>> model = nn.Linear(3, 1, bias=False)
+        >>> topology = Topology()
+        >>> topology.add("weight", (1, 3))
+        >>> _ = topology.edit({"weight": torch.tensor([[True, False, True]])})
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> attached = attach(model, optimizer, topology=topology)
+        >>> for _ in range(3):
+        ...     model(torch.ones(1, 3)).sum().backward()
+        ...     optimizer.step()
+        >>> (model.weight == 0).tolist()
+        [[False, True, False]]
+        >>> attached.finish().step
+        3
+    """
+    if method is None and topology is None:
+        raise AttachError("attach wants a method, a topology whose masks to keep, or both; got neither")
+    topology = Topology(seed) if topology is None else topology
+    layers: tuple[Layer, ...] = ()
+    if method is not None:
+        layers = layers_of(model, method.granularity, include, exclude)
+        topology.cover(layers, method.granularity, biases=method.biases)
+    return Attached(model, optimizer, method, topology, layers)
+
+
+class Attached:
+    """A topology bound to a model and an optimizer; made by `attach`.
+
+    Attributes:
+        topology: the connections; owned by whoever reads it, edited here.
+        last: what the last edit changed, or None.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, method: Method | None, topology: Topology,
+        layers: tuple[Layer, ...],
+    ) -> None:  # fmt: skip
+        self.model, self.method, self.topology, self.layers = model, method, topology, layers
+        self.last: Delta | None = None
+        self._parameters = dict(topology.parameters(model))
+        for name, parameter in self._parameters.items():
+            if parameter in _owners:
+                raise AttachError(
+                    f"{name} of shape {tuple(parameter.shape)} is attached already; "
+                    "call finish() or detach() on the first attachment, or keep the two apart with include and exclude"
+                )
+        self._hook: Any = None
+        self.rebind(optimizer)
+        for parameter in self._parameters.values():
+            _owners[parameter] = self
+        self._start_signals()
+        topology.apply(model)
+        self._refresh()
+
+    def rebind(self, optimizer: Optimizer) -> None:
+        """Follow another optimizer from now on, for instance after a rewind.
+
+        Raises:
+            AttachError: the optimizer makes several updates per step (LBFGS), or holds none of the
+                masked parameters.
+        """
+        inner = _inner(optimizer)
+        if isinstance(inner, torch.optim.LBFGS):
+            raise AttachError(
+                "LBFGS changes weights many times within one step(), out of reach of step hooks; "
+                "use an optimizer that makes one update per step"
+            )
+        held = {id(p) for group in inner.param_groups for p in group["params"]}
+        trained = [name for name, p in self._parameters.items() if p.requires_grad]
+        missing = [name for name in trained if id(self._parameters[name]) not in held]
+        if missing and len(missing) == len(trained):
+            raise AttachError(f"the optimizer holds none of the masked parameters ({', '.join(missing[:3])}, ...)")
+        if self._hook is not None:
+            self._hook.remove()
+        self.optimizer = inner
+        self._hook = inner.register_step_post_hook(self._after_step)
+
+    def detach(self) -> None:
+        """Let go of the optimizer; the model stays as it is."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        for parameter in self._parameters.values():
+            if _owners.get(parameter) is self:
+                del _owners[parameter]
+
+    def finish(self) -> Topology:
+        """Detach, write every dead weight as +0.0, and return the topology."""
+        self.detach()
+        self.topology.apply(self.model)
+        return self.topology
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the topology's state and the method's name and options; the model and optimizer save their own."""
+        return {"topology": self.topology.state_dict(), "method": repr(self.method)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned, and set dead weights to 0.
+
+        Raises:
+            CheckpointError: it holds no masks, or masks of other parameters.
+        """
+        self.topology.load_state_dict(state["topology"])
+        self.topology.apply(self.model)
+        self._refresh()
+
+    @torch.no_grad()
+    def edit(self, masks: Mapping[str, Tensor]) -> Delta:
+        """Change the topology now; newborn weights and their optimizer state start at 0, survivors keep theirs."""
+        self.last = self.topology.edit(masks)
+        for name, born in self.last.born.items():
+            if born.any():
+                self._clear(self._parameters[name], born.expand(self.topology.shapes[name]))
+        self.topology.apply(self.model)
+        self._refresh()
+        return self.last
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - torch's hook
+        # a fused optimizer is called on overflow too, and then leaves the weights alone
+        overflow = getattr(optimizer, "found_inf", None)
+        if overflow is not None and float(overflow) > 0:
+            return
+        self.topology.step += 1
+        if self._masked:
+            torch._foreach_mul_(self._masked, self._masks)
+        if self.method is not None:
+            self._follow(self.method)
+
+    def _follow(self, method: Method) -> None:
+        due = method.when(self.topology.step)
+        if not due and all(signal.update is None for signal in method.signals.values()):
+            return
+        views = self._views("gradient" in method.needs)
+        for name, signal in method.signals.items():
+            if signal.update is not None:
+                for parameter, view in views.items():
+                    key = f"{name}/{parameter}"
+                    self.topology.state[key] = signal.update(self.topology.state[key], view)
+        if due:
+            self.edit(method.rule(groups_of(self.layers, method, views, self.topology), self.topology.step))
+
+    def _views(self, gradient: bool) -> dict[str, View]:
+        scale = getattr(self.optimizer, "grad_scale", None)
+        grads: dict[str, Tensor] = {}
+        for name, parameter in self._parameters.items():
+            if gradient and parameter.grad is not None:
+                grads[name] = parameter.grad if scale is None else parameter.grad / scale
+        return views_of(self.layers, self.topology, grads=grads)
+
+    def _start_signals(self) -> None:
+        if self.method is None:
+            return
+        for parameter, view in self._views(False).items():
+            for name, signal in self.method.signals.items():
+                if state := signal.init(view):
+                    self.topology.state.setdefault(f"{name}/{parameter}", state)
+
+    def _refresh(self) -> None:
+        """Derive the float masks that are multiplied in after every step; wholly alive tensors need none."""
+        sparse = [name for name, mask in self.topology.masks.items() if not bool(mask.all())]
+        trained = [name for name in sparse if self._parameters[name].requires_grad]
+        self._masked: list[Tensor] = [self._parameters[name] for name in trained]
+        # foreach takes its fast path only for tensors of equal shape, type and strides
+        self._masks: list[Tensor] = [
+            torch.empty_like(self._parameters[name]).copy_(self.topology.expanded(name)) for name in trained
+        ]
+
+    def _clear(self, parameter: nn.Parameter, born: Tensor) -> None:
+        parameter.masked_fill_(born, 0.0)
+        for value in self.optimizer.state.get(parameter, {}).values():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                value.masked_fill_(born, 0.0)
+
+
+def groups_of(
+    layers: Iterable[Layer], method: Method, views: Mapping[str, View], topology: Topology
+) -> list[Group]:
+    """Return the groups of a rule: the scores of every layer by every signal of `method`."""
+
+    def part(name: str) -> Part:
+        scores = {
+            key: signal.read(topology.state.get(f"{key}/{name}", {}), views[name])
+            for key, signal in method.signals.items()
+        }
+        return Part(name, topology.masks[name], scores)
+
+    return [
+        Group(layer, part(layer.weight), part(layer.bias) if layer.bias in topology.masks and method.biases else None)
+        for layer in layers
+    ]
+
+
+def views_of(
+    layers: Iterable[Layer],
+    topology: Topology,
+    *,
+    grads: Mapping[str, Tensor] | None = None,
+    stats: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> dict[str, View]:
+    """Return the view of every masked weight and bias of `layers`, by parameter name.
+
+    Args:
+        layers: of the model.
+        topology: their masks.
+        grads: parameter name -> dense gradient.
+        stats: layer name -> what probes have seen of it.
+    """
+    grads, stats, views = grads or {}, stats or {}, {}
+    for layer in layers:
+        for role, name, parameter in (
+            ("weight", layer.weight, layer.module.weight),
+            ("bias", layer.bias, layer.module.bias),
+        ):
+            if parameter is not None and name in topology.masks:
+                views[name] = View(
+                    layer, role, parameter.detach(), grads.get(name), topology.masks[name],
+                    topology.step, topology.rng, stats.get(layer.name, {}),
+                )  # fmt: skip
+    return views
+
+
+def _inner(optimizer: Any) -> Optimizer:
+    """Return the torch optimizer inside wrappers such as Accelerate's, whose own hooks never fire."""
+    while not hasattr(optimizer, "_optimizer_step_post_hooks") or type(optimizer).__module__.startswith("accelerate"):
+        if not hasattr(optimizer, "optimizer"):
+            raise AttachError(f"{type(optimizer).__name__} is no torch.optim.Optimizer: it has no step hooks")
+        optimizer = optimizer.optimizer
+    inner: Optimizer = optimizer
+    return inner

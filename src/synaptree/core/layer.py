@@ -1,0 +1,117 @@
+"""The layers of a model whose connections can be pruned or grown, by name and kind."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from synaptree.core.errors import AttachError, OptionError, unknown
+
+__all__ = ["KINDS", "Layer", "clean", "layers_of", "mask_shape"]
+
+KINDS: Mapping[str, tuple[type[nn.Module], ...]] = {
+    "linear": (nn.Linear,),
+    "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear or convolution layer of a model.
+
+    Attributes:
+        name: of the module, without the prefixes that DDP and `torch.compile` add.
+        kind: "linear" or "conv".
+        module: the layer itself; weight of shape `(out, in)` or `(out, in / groups, *kernel)`.
+        weight: name of the weight parameter.
+        bias: name of the bias parameter, or None.
+    """
+
+    name: str
+    kind: str
+    module: nn.Linear | nn.Conv2d = field(compare=False)
+    weight: str
+    bias: str | None
+
+
+def clean(name: str) -> str:
+    """Return `name` without the prefixes that DDP and `torch.compile` add.
+
+    >>> clean("module._orig_mod.fc1.weight")
+    'fc1.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
+
+
+def layers_of(
+    model: nn.Module,
+    kinds: Iterable[str] = tuple(KINDS),
+    include: Iterable[str] = ("*",),
+    exclude: Iterable[str] = (),
+) -> tuple[Layer, ...]:
+    """Return the layers of `model` of the given kinds, in the order the model names them.
+
+    A weight shared by several layers is listed once, under its first name.
+
+    Args:
+        model: any module.
+        kinds: "linear", "conv".
+        include: shell patterns of module names, as in `("features.*",)`.
+        exclude: likewise; wins over `include`.
+
+    Raises:
+        AttachError: nothing is left.
+        OptionError: a kind or a pattern fits nothing in the model.
+
+    Example:
+        >>> [layer.name for layer in layers_of(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))]
+        ['0', '2']
+    """
+    include, exclude = _patterns(include), _patterns(exclude)
+    found: dict[int, Layer] = {}
+    for kind in kinds:
+        if kind not in KINDS:
+            raise unknown("kind of layer", kind, KINDS)
+    for raw, module in model.named_modules():
+        kind = next((k for k in kinds if isinstance(module, KINDS[k])), "")
+        if kind and id(module.weight) not in found:
+            name = clean(raw)
+            prefix = f"{name}." if name else ""
+            bias = f"{prefix}bias" if module.bias is not None else None
+            found[id(module.weight)] = Layer(name, kind, module, f"{prefix}weight", bias)
+    layers = tuple(found.values())
+    for pattern in (*(p for p in include if p != "*"), *exclude):
+        if not any(fnmatchcase(layer.name, pattern) for layer in layers):
+            raise unknown("layer", pattern, [layer.name for layer in layers])
+    chosen = tuple(
+        layer for layer in layers
+        if any(fnmatchcase(layer.name, p) for p in include) and not any(fnmatchcase(layer.name, p) for p in exclude)
+    )
+    if not chosen:
+        raise AttachError(
+            f"{type(model).__name__} has nothing to prune: wanted layers of kind {' or '.join(kinds)}, "
+            f"found {len(layers)} before `include` and `exclude` and none after"
+        )
+    return chosen
+
+
+def mask_shape(weight: tuple[int, ...], granularity: str) -> tuple[int, ...]:
+    """Return the shape of the mask of a weight of shape `weight` at a granularity.
+
+    >>> mask_shape((8, 3, 5, 5), "kernel")
+    (8, 3, 1, 1)
+
+    Raises:
+        OptionError: granularity is none of "weight", "kernel", "unit".
+    """
+    free = {"weight": len(weight), "kernel": 2, "unit": 1}
+    if granularity not in free:
+        raise unknown("granularity", granularity, free)
+    return tuple(size if axis < free[granularity] else 1 for axis, size in enumerate(weight))
+
+
+def _patterns(patterns: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(patterns, str):
+        raise OptionError(f"include and exclude take a list of patterns, got {patterns!r}: write [{patterns!r}]")
+    return tuple(patterns)

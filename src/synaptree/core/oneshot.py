@@ -1,0 +1,145 @@
+"""Edits outside training: one call changes the topology by what calibration batches show."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from synaptree.core.attach import groups_of, views_of
+from synaptree.core.errors import AttachError
+from synaptree.core.layer import Layer, layers_of
+from synaptree.core.method import Method
+from synaptree.core.probe import Probe, Reduction
+from synaptree.core.topology import Delta, Topology
+
+__all__ = ["Calibration", "prune"]
+
+_BATCH = 250  # samples per forward pass when one tensor is given
+
+
+def prune(
+    model: nn.Module,
+    method: Method,
+    batches: Tensor | Iterable[Any] | None = None,
+    *,
+    topology: Topology | None = None,
+    include: Iterable[str] = ("*",),
+    exclude: Iterable[str] = (),
+    seed: int = 0,
+) -> Topology:
+    """Let `method` edit the topology of `model` once, outside training.
+
+    Args:
+        model: pruned in place: weights that no longer exist become +0.0. Mode, gradients and the global
+            random state are left as they were.
+        method: what decides.
+        batches: calibration inputs, where the method needs data: one tensor of shape `(samples, ...)`, or
+            an iterable of tensors or of tuples whose first entry is the input. Labels are not used.
+        topology: the connections so far; dense by default. Edited in place.
+        include: shell patterns of the module names to act on.
+        exclude: likewise; wins over `include`.
+        seed: of the topology's random generator, where a new one is made.
+
+    Returns:
+        The topology; `topology.notes` says in sentences what the method could not do here.
+
+    Raises:
+        AttachError: nothing to prune, or the method needs data and there is none.
+        NumericError: weights or data are not finite; then nothing is changed.
+
+    Example:
+        >>> from synaptree.methods import magnitude
+        >>> model = nn.Linear(4, 1, bias=False)
+        >>> _ = nn.init.constant_(model.weight, 1.0)
+        >>> prune(model, magnitude(density=0.5)).density()
+        0.5
+        >>> model.weight.tolist()
+        [[1.0, 1.0, 0.0, 0.0]]
+    """
+    layers = layers_of(model, method.granularity, include, exclude)
+    if "gradient" in method.needs:
+        raise AttachError(f"{method!r} needs gradients of the training loss: use attach, or another method")
+    inputs = _inputs(batches)
+    if "data" in method.needs and not inputs:
+        raise AttachError(f"{method!r} needs data to calibrate on, got none: give batches of inputs")
+    topology = Topology(seed) if topology is None else topology
+    topology.cover(layers, method.granularity, biases=method.biases)
+    topology.apply(model)
+    topology.notes = []
+    calibration = Calibration(model, method, topology, layers, inputs)
+    with _evaluating(model), torch.no_grad():
+        (method.edit or _one_pass)(calibration)
+    return topology
+
+
+class Calibration:
+    """What a calibrated edit works on: the model, its layers, the data, and the topology to change.
+
+    Attributes:
+        model: in eval mode, without gradients.
+        method: what decides.
+        topology: changed by `apply`.
+        layers: those that may be touched.
+        inputs: calibration batches, each of shape `(samples, ...)`.
+    """
+
+    def __init__(
+        self, model: nn.Module, method: Method, topology: Topology, layers: Sequence[Layer],
+        inputs: Sequence[Tensor],
+    ) -> None:  # fmt: skip
+        self.model, self.method, self.topology = model, method, topology
+        self.layers, self.inputs = tuple(layers), inputs
+
+    def observe(
+        self, reductions: Mapping[str, Reduction], forward: Callable[[Tensor], object] | None = None
+    ) -> dict[str, dict[str, Tensor]]:
+        """Return the running means of statistics of what flows into each layer: layer -> statistic -> tensor.
+
+        Args:
+            reductions: see `Probe`.
+            forward: how a batch goes through the network; the model itself by default.
+        """
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        with Probe(self.layers, reductions) as probe:
+            for x in self.inputs:
+                (forward or self.model)(x.to(device))
+        return {layer.name: probe.means(layer.name) for layer in self.layers}
+
+    def masks(
+        self, layers: Sequence[Layer], stats: Mapping[str, Mapping[str, Tensor]] | None = None
+    ) -> dict[str, Tensor]:
+        """Return what the method's rule says of `layers`, by parameter name; nothing is changed yet."""
+        views = views_of(layers, self.topology, stats=stats)
+        return self.method.rule(groups_of(layers, self.method, views, self.topology), self.topology.step)
+
+    def apply(self, masks: Mapping[str, Tensor]) -> Delta:
+        """Edit the topology and set the weights that no longer exist to 0."""
+        delta = self.topology.edit(masks)
+        self.topology.apply(self.model)
+        return delta
+
+
+def _one_pass(calibration: Calibration) -> None:
+    calibration.apply(calibration.masks(calibration.layers))
+
+
+def _inputs(batches: Tensor | Iterable[Any] | None) -> list[Tensor]:
+    if batches is None:
+        return []
+    if isinstance(batches, Tensor):
+        return list(batches.split(_BATCH))
+    return [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode and give each its own mode back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

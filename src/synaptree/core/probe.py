@@ -1,0 +1,86 @@
+"""Probes: running means of what flows into a layer, collected by hooks that keep no activations."""
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+
+from synaptree.core.errors import NumericError
+from synaptree.core.layer import Layer
+
+__all__ = ["Probe", "Reduction", "mean_abs_input"]
+
+Reduction = Callable[[Layer, Tensor], Tensor]
+"""`(layer, input) -> sum over the samples of the input`, of any shape without the batch axis."""
+
+
+class Probe:
+    """Running means over samples of statistics of what flows into layers; a context manager.
+
+    Args:
+        layers: what to watch.
+        reductions: name of a statistic -> sum over samples of the batch; for a linear layer every
+            vector along the last axis counts as a sample.
+
+    Example:
+        >>> from synaptree.core.layer import layers_of
+        >>> model = nn.Sequential(nn.Linear(2, 1))
+        >>> with Probe(layers_of(model), {"mean_abs": mean_abs_input}) as probe:
+        ...     _ = model(torch.tensor([[1.0, -2.0], [3.0, 0.0]]))
+        >>> probe.means("0")["mean_abs"]
+        tensor([2., 1.])
+    """
+
+    def __init__(self, layers: tuple[Layer, ...], reductions: Mapping[str, Reduction]) -> None:
+        self.layers, self.reductions = layers, reductions
+        self._sums: dict[str, dict[str, Tensor]] = {layer.name: {} for layer in layers}
+        self._samples: dict[str, int] = dict.fromkeys(self._sums, 0)
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> "Probe":
+        for layer in self.layers:
+            self._hooks.append(layer.module.register_forward_pre_hook(self._hook(layer)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def means(self, name: str) -> dict[str, Tensor]:
+        """Return the mean over samples of each statistic of the layer `name`; empty if nothing flowed through it.
+
+        Raises:
+            NumericError: a mean is not finite.
+        """
+        means = {stat: (total / self._samples[name]).float() for stat, total in self._sums[name].items()}
+        for stat, mean in means.items():
+            if not mean.isfinite().all():
+                raise NumericError(
+                    f"layer {name}: {stat} of its input is not finite over {self._samples[name]} samples; "
+                    "look for NaN or infinity in the data or in the weights before it"
+                )
+        return means
+
+    def _hook(self, layer: Layer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        sums = self._sums[layer.name]
+
+        def observe(module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG001
+            x = inputs[0].detach()
+            rows = x.numel() // max(1, x.shape[-1]) if layer.kind == "linear" else x.shape[0]
+            self._samples[layer.name] += rows
+            for stat, reduce in self.reductions.items():
+                # float64, so that the mean does not depend on how samples were cut into batches
+                part = reduce(layer, x).double()
+                sums[stat] = sums[stat] + part if stat in sums else part
+
+        return observe
+
+
+def mean_abs_input(layer: Layer, x: Tensor) -> Tensor:
+    """Return the sum over samples of `|x|`: `(in,)` for a linear layer, `(in, *map)` for a convolution."""
+    if layer.kind == "linear":
+        return x.abs().reshape(-1, x.shape[-1]).sum(0)
+    return x.abs().sum(0)

@@ -1,0 +1,114 @@
+"""Structures: which `count` connections a score keeps, and what shapes they may form.
+
+A structure is a frozen value called with `(score, count)`; it returns a bool mask of the score's
+shape with exactly `count` connections (or the nearest count the structure can express, never
+more). Equal scores go to the lowest flat index. A score of `-inf` is never kept.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from synaptree.core.errors import NumericError, ShapeError
+
+__all__ = ["Blocks", "NOfM", "Structure", "Units", "Weights", "largest"]
+
+
+def largest(score: Tensor, count: int) -> Tensor:
+    """Return the mask of the `count` largest entries of `score`; ties go to the lowest flat index.
+
+    Args:
+        score: any shape; larger is more worth having, `-inf` is never kept, NaN is an error.
+        count: entries to keep, at least 0; more than there are keeps all that are not `-inf`.
+
+    Example:
+        >>> largest(torch.tensor([[2., 1.], [2., 2.]]), 2)
+        tensor([[ True, False],
+                [ True, False]])
+    """
+    flat = score.detach().flatten()
+    if flat.isnan().any():
+        raise NumericError(f"a score of shape {tuple(score.shape)} holds NaN; wanted numbers that can be ranked")
+    if count <= 0 or not flat.numel():
+        return torch.zeros_like(score, dtype=torch.bool)
+    if count >= flat.numel():
+        return score > -math.inf
+    # topk returns the right values but an arbitrary choice among equals, so only its threshold is used
+    threshold = flat.topk(count, sorted=False).values.min()
+    keep = flat > threshold
+    equal = ((flat == threshold) & (flat > -math.inf)).nonzero().squeeze(1)
+    keep[equal[: count - int(keep.sum())]] = True
+    return keep.view_as(score)
+
+
+Structure = Callable[[Tensor, int], Tensor]
+"""What shapes the kept connections may form: `(score, count) -> bool mask` of the shape of `score`."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Single connections, free in place: exactly `count`."""
+
+    def __call__(self, score: Tensor, count: int) -> Tensor:
+        return largest(score, count)
+
+
+@dataclass(frozen=True)
+class Units:
+    """Whole receiving units (rows of axis 0), ranked by the sum of their scores."""
+
+    def __call__(self, score: Tensor, count: int) -> Tensor:
+        rows = score.flatten(1)
+        keep = largest(rows.sum(1), count // rows.shape[1])
+        return keep.view(-1, *(1,) * (score.dim() - 1)).expand_as(score).clone()
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of `rows` x `columns` of the first two axes, ranked by the sum of their scores.
+
+    >>> Blocks(2, 1)(torch.tensor([[1., 5.], [4., 1.], [0., 3.], [0., 3.]]), 4).int()
+    tensor([[0, 1],
+            [0, 1],
+            [0, 1],
+            [0, 1]], dtype=torch.int32)
+    """
+
+    rows: int
+    columns: int
+
+    def __call__(self, score: Tensor, count: int) -> Tensor:
+        height, width = score.shape[0], score.shape[1] if score.dim() > 1 else 1
+        if height % self.rows or width % self.columns:
+            raise ShapeError(
+                f"a score of shape {tuple(score.shape)} cannot be cut into blocks of {self.rows} x "
+                f"{self.columns}: its first two axes must be multiples of the block's"
+            )
+        tiles = score.reshape(height // self.rows, self.rows, width // self.columns, self.columns, -1)
+        each = self.rows * self.columns * tiles.shape[-1]
+        keep = largest(tiles.sum((1, 3, 4)), count // each)
+        return keep[:, None, :, None, None].expand_as(tiles).reshape(score.shape)
+
+
+@dataclass(frozen=True)
+class NOfM:
+    """At most `n` of every `m` neighbours along the input axis, whatever `count` says.
+
+    >>> NOfM(1, 2)(torch.tensor([[1., 5., 4., 1.]]), 4).int()
+    tensor([[0, 1, 1, 0]], dtype=torch.int32)
+    """
+
+    n: int
+    m: int
+
+    def __call__(self, score: Tensor, count: int) -> Tensor:  # noqa: ARG002 - n of m fixes the count
+        rows = score.flatten(1)
+        if rows.shape[1] % self.m:
+            raise ShapeError(f"rows of {rows.shape[1]} connections cannot be cut into groups of {self.m}")
+        groups = rows.reshape(-1, self.m)
+        order = groups.argsort(dim=1, descending=True, stable=True)
+        keep = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order[:, : self.n], True)
+        return (keep & (groups > -math.inf)).view(score.shape)

@@ -1,0 +1,137 @@
+"""A developing network: all that a programme's stages work on, and all that a checkpoint holds."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from synaptree.artifact.interchange import read_tensors, write_tensors
+from synaptree.core.errors import CheckpointError
+from synaptree.core.topology import Topology
+
+__all__ = ["Network", "Weights", "load_checkpoint", "save_checkpoint"]
+
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class Network:
+    """A model, its topology and its history.
+
+    Attributes:
+        model: the network itself.
+        topology: which connections exist; dense until something is pruned.
+        step: optimizer updates made so far, over all stages.
+        epoch: epochs of data begun so far, over all stages; the data order derives from it.
+        round: of the programme; 0 until the first edit.
+        kept: weights and batch-norm statistics of the steps a later rewind asks for.
+        stage: index of the stage at work; with `within` it says where to go on.
+        within: what that stage remembers: epochs done, batches done, running loss.
+        optimizer: of the stage at work, None between training stages.
+        best: the best weights of the stage at work by validation accuracy, where it selects.
+    """
+
+    model: nn.Module
+    topology: Topology = field(default_factory=Topology)
+    step: int = 0
+    epoch: int = 0
+    round: int = 0
+    kept: dict[int, Weights] = field(default_factory=dict)
+    stage: int = 0
+    within: dict[str, float] = field(default_factory=dict)
+    optimizer: Optimizer | None = None
+    best: Weights = field(default_factory=dict)
+
+    def weights(self) -> Weights:
+        """Return a copy of the model's parameters and buffers."""
+        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def load_weights(self, weights: Weights) -> None:
+        """Take over parameters and buffers; connections that do not exist stay 0."""
+        self.model.load_state_dict(weights)
+        self.topology.apply(self.model)
+
+
+def save_checkpoint(network: Network, path: str | Path, *, identity: str, log: Mapping[str, Any]) -> None:
+    """Write all of `network` to one safetensors file, atomically.
+
+    Args:
+        network: the network.
+        path: of the file.
+        identity: says whose checkpoint this is; loading wants the same.
+        log: what the run has recorded so far, as JSON.
+    """
+    tensors: Weights = {f"model/{name}": value for name, value in network.weights().items()}
+    for step, weights in network.kept.items():
+        tensors |= {f"kept/{step}/{name}": value for name, value in weights.items()}
+    tensors |= {f"best/{name}": value for name, value in network.best.items()}
+    topology, optimizer = network.topology.state_dict(), {}
+    if network.optimizer is not None:
+        optimizer = network.optimizer.state_dict()
+    plain: dict[str, Any] = {
+        "identity": identity, "log": log,
+        "network": {key: getattr(network, key) for key in ("step", "epoch", "round", "stage", "within")},
+        "topology": _flatten(topology, "topology", tensors),
+        "optimizer": _flatten(optimizer, "optimizer", tensors),
+    }  # fmt: skip
+    tensors["random"] = torch.get_rng_state()
+    write_tensors(path, tensors, plain)
+
+
+def load_checkpoint(network: Network, path: str | Path, *, identity: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Take over what `save_checkpoint` wrote; return the log and the state of the optimizer at work.
+
+    Raises:
+        CheckpointError: the file is damaged or belongs to another run; then nothing is changed.
+    """
+    tensors, plain = read_tensors(path)
+    if plain.get("identity") != identity:
+        raise CheckpointError(
+            f"{path}: the checkpoint belongs to another run ({plain.get('identity')!r}, wanted {identity!r}); "
+            "use the recipe and options it was written with, or another --out folder"
+        )
+    parts: dict[str, Weights] = {"model": {}, "kept": {}, "best": {}}
+    for name, value in tensors.items():
+        part, _, rest = name.partition("/")
+        if part in parts:
+            parts[part][rest] = value
+    topology = Topology()
+    if plain["topology"]["masks"]:
+        topology.load_state_dict(_unflatten(plain["topology"], tensors))
+    network.model.load_state_dict(parts["model"])
+    network.topology, network.best, network.kept = topology, parts["best"], {}
+    for name, value in parts["kept"].items():
+        step, _, rest = name.partition("/")
+        network.kept.setdefault(int(step), {})[rest] = value
+    for key, value in plain["network"].items():
+        setattr(network, key, value)
+    torch.set_rng_state(tensors["random"])
+    return plain["log"], _unflatten(plain["optimizer"], tensors)
+
+
+def _flatten(value: Any, path: str, tensors: Weights) -> Any:
+    """Move the tensors in nested dicts and lists to `tensors`; leave `{"tensor": path}` in their place."""
+    if isinstance(value, Tensor):
+        tensors[path] = value
+        return {"tensor": path}
+    if isinstance(value, dict):
+        return {str(key): _flatten(item, f"{path}/{key}", tensors) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_flatten(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
+    json.dumps(value)  # anything else must be plain
+    return value
+
+
+def _unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"tensor"}:
+            return tensors[value["tensor"]]
+        return {int(key) if key.isdigit() else key: _unflatten(item, tensors) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unflatten(item, tensors) for item in value]
+    return value

@@ -1,0 +1,270 @@
+"""Programmes: the stages a network goes through, each a frozen value with `run(network, run)`."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from synaptree.artifact.interchange import load_into, save_sparse
+from synaptree.core.method import Method
+from synaptree.core.oneshot import prune
+from synaptree.core.topology import Topology
+from synaptree.measure.count import Count, count
+from synaptree.train.data import Dataset, derive, sample
+from synaptree.train.loop import EpochLog, Interrupted, TrainOptions, evaluate, mistakes, train
+from synaptree.train.network import Network, load_checkpoint, save_checkpoint
+
+__all__ = [
+    "Adopt", "Load", "Log", "Measure", "Prune", "Reinitialise", "Rewind", "Shuffle", "Stage", "Surroundings", "Train",
+    "develop", "read_test",
+]  # fmt: skip
+
+Log = dict[str, list[dict[str, Any]]]
+"""What a run records: "epochs" and "rounds", each entry plain JSON."""
+
+
+@dataclass
+class Surroundings:
+    """What stages need beside the network.
+
+    Attributes:
+        data: the data set.
+        seed: of everything random in the run.
+        folder: where the run keeps its files.
+        fresh: seed -> new untrained model of the same class.
+        log: what has been recorded so far.
+        stop: asked after every update; true interrupts.
+        watch: told what happens: `(stage, epoch log or None)`.
+        keep: steps that a later rewind asks for.
+    """
+
+    data: Dataset
+    seed: int
+    folder: Path
+    fresh: Callable[[int], nn.Module]
+    log: Log = field(default_factory=lambda: {"epochs": [], "rounds": []})
+    stop: Callable[[], bool] = lambda: False
+    watch: Callable[["Stage", EpochLog | None], None] = lambda stage, log: None  # noqa: ARG005
+    keep: frozenset[int] = frozenset()
+    optimizer_state: Mapping[str, Any] = field(default_factory=dict)
+
+    def round_file(self, index: int) -> Path:
+        """Return the file that holds the network at the end of a round."""
+        return self.folder / f"round_{index:02d}.safetensors"
+
+
+class Stage(Protocol):
+    """One stage of a programme."""
+
+    def run(self, network: Network, around: Surroundings) -> None:
+        """Let the network develop."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train; connections that do not exist stay 0, and `method` may edit the topology meanwhile."""
+
+    options: TrainOptions
+    name: str = "train"
+    method: Method | None = None
+
+    def run(self, network: Network, around: Surroundings) -> None:
+        """Train from where `network.within` says to the end."""
+        logs = train(
+            network, around.data, self.options, seed=around.seed, method=self.method, keep=around.keep,
+            optimizer_state=around.optimizer_state, stop=around.stop,
+        )  # fmt: skip
+        for log in logs:
+            around.log["epochs"].append({
+                "stage": self.name, "round": network.round, "epoch": log.epoch, "step": network.step,
+                "loss": log.loss, "validation_accuracy": log.validation_accuracy,
+                "density": network.topology.density(), "seconds": log.seconds,
+            })  # fmt: skip
+            around.watch(self, log)
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Let `method` edit the topology once; this begins a new round.
+
+    Attributes:
+        method: what decides.
+        samples: training images it may look at, drawn once per run and never augmented.
+        sample_seed: of that draw; the run's seed by default.
+        exclude: patterns of layer names it leaves alone.
+        index: of the round this begins; the next one by default.
+    """
+
+    method: Method
+    samples: int = 1000
+    sample_seed: int | None = None
+    exclude: tuple[str, ...] = ()
+    index: int | None = None
+
+    def run(self, network: Network, around: Surroundings) -> None:
+        """Begin the next round with an edit."""
+        batches = None
+        if "data" in self.method.needs:
+            seed = around.seed if self.sample_seed is None else self.sample_seed
+            batches = around.data.normalise(sample(around.data.train, self.samples, seed).x)
+        network.round = network.round + 1 if self.index is None else self.index
+        network.topology.step = network.step
+        prune(network.model, self.method, batches, topology=network.topology, exclude=self.exclude)
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """Bring back weights and batch-norm statistics of an earlier step; masks and ages survive."""
+
+    step: int = 0
+
+    def run(self, network: Network, around: Surroundings) -> None:  # noqa: ARG002
+        """Load the kept weights under the present masks."""
+        network.load_weights(network.kept[self.step])
+
+
+@dataclass(frozen=True)
+class Reinitialise:
+    """Give the surviving connections new initial weights, from a seed of their own."""
+
+    def run(self, network: Network, around: Surroundings) -> None:
+        """Load weights of a new model under the present masks."""
+        network.load_weights(around.fresh(derive(around.seed, 1, network.round)).state_dict())
+
+
+@dataclass(frozen=True)
+class Load:
+    """Start over from the network another run left at the end of a round, for instance its dense one."""
+
+    folder: Path
+    index: int = 0
+    epoch: int = 0  # epochs of data that network had seen; the data order goes on from there
+
+    def run(self, network: Network, around: Surroundings) -> None:
+        """Load weights and topology; history is forgotten."""
+        topology = load_into(network.model, self.folder / f"round_{self.index:02d}.safetensors")
+        network.topology = topology if self.index else Topology(around.seed)
+        network.kept.setdefault(0, around.fresh(around.seed).state_dict())
+        network.round, network.epoch = self.index, self.epoch
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """Take over the masks another run had at the end of a round; weights stay what they are."""
+
+    folder: Path
+    index: int
+
+    def run(self, network: Network, around: Surroundings) -> None:
+        """Load the masks and apply them."""
+        network.topology = load_into(around.fresh(0), self.folder / f"round_{self.index:02d}.safetensors")
+        network.topology.apply(network.model)
+        network.round = self.index
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """Deal the connections of each weight out anew, at random places; counts per layer stay."""
+
+    def run(self, network: Network, around: Surroundings) -> None:
+        """Shuffle every mask of two or more axes; dense values of the newborn are the model's initial ones."""
+        rng = torch.Generator().manual_seed(derive(around.seed, 2, network.round))
+        masks = {name: mask for name, mask in network.topology.masks.items() if mask.dim() > 1}
+        network.topology.edit({
+            name: mask.flatten()[torch.randperm(mask.numel(), generator=rng)].view_as(mask)
+            for name, mask in masks.items()
+        })  # fmt: skip
+        network.topology.apply(network.model)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Record the network at the end of a round and write it to disk; the test set is not read here."""
+
+    def run(self, network: Network, around: Surroundings) -> None:
+        """Append a round to the log."""
+        x = around.data.normalise(around.data.validation.x[:1])
+        counted = count(network.model, network.topology if network.topology.masks else None, x)
+        size = save_sparse(network.model, around.round_file(network.round), network.topology)
+        around.log["rounds"].append({
+            "round": network.round,
+            "density": _density(counted),
+            "layers": {layer.name: layer.weights_alive / max(1, layer.weights) for layer in counted.layers},
+            "validation_accuracy": evaluate(network.model, around.data, around.data.validation),
+            "parameters": counted.parameters(), "parameters_alive": counted.parameters_alive(),
+            "weights": counted.parameters(biases=False), "weights_alive": counted.parameters_alive(biases=False),
+            "norm": counted.norm, "macs": counted.macs, "macs_alive": counted.macs_alive, "bytes": size,
+            "notes": list(network.topology.notes),
+        })  # fmt: skip
+
+
+def develop(
+    network: Network, stages: Sequence[Stage], around: Surroundings, *, identity: str, resume: bool = False,
+    every: float = 60.0,
+) -> Iterator[Stage]:  # fmt: skip
+    """Take `network` through the stages and yield each before it runs; leave a checkpoint when interrupted.
+
+    Args:
+        network: developed in place.
+        stages: the programme.
+        around: what stages need beside the network.
+        identity: whose checkpoint this is.
+        resume: go on from the checkpoint in the run's folder, if there is one.
+        every: seconds between checkpoints at the ends of epochs and stages.
+
+    Raises:
+        Interrupted: `around.stop` said so; the checkpoint is written.
+        CheckpointError: the checkpoint belongs to another run.
+    """
+    file = around.folder / "checkpoint.safetensors"
+    around.keep = frozenset(stage.step for stage in stages if isinstance(stage, Rewind))
+    network.kept.setdefault(0, network.weights())
+    if resume and file.exists():
+        log, around.optimizer_state = load_checkpoint(network, file, identity=identity)
+        around.log.update(log)
+    saved = time.monotonic()
+    watch = around.watch
+
+    def save() -> None:
+        nonlocal saved
+        save_checkpoint(network, file, identity=identity, log=around.log)
+        saved = time.monotonic()
+
+    def watch_and_save(stage: Stage, log: EpochLog | None) -> None:
+        watch(stage, log)
+        if time.monotonic() - saved > every:
+            save()
+
+    around.watch = watch_and_save
+    try:
+        for stage in stages[network.stage :]:
+            yield stage
+            stage.run(network, around)
+            around.optimizer_state = {}
+            network.stage += 1
+            watch_and_save(stage, None)
+    except Interrupted:
+        save()
+        raise
+    finally:
+        around.watch = watch
+    file.unlink(missing_ok=True)
+
+
+def read_test(around: Surroundings) -> None:
+    """Read the test set, once, for the networks that all rounds of the run left on disk."""
+    model = around.fresh(around.seed)
+    for entry in around.log["rounds"]:
+        load_into(model, around.round_file(entry["round"]))
+        wrong = mistakes(model, around.data, around.data.test)
+        items = len(around.data.test.y)
+        entry |= {"test_errors": wrong, "test_accuracy": 1 - len(wrong) / items, "test_items": items}
+
+
+def _density(counted: Count) -> float:
+    weights = counted.parameters(biases=False)
+    return counted.parameters_alive(biases=False) / weights if weights else 1.0

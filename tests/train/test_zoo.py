@@ -1,0 +1,141 @@
+import pytest
+import torch
+from torch import fx, nn
+
+from synaptree.core.errors import OptionError
+from synaptree.graph.shortcut import Shortcut
+from synaptree.measure.count import count
+from synaptree.train.zoo import MODELS, build
+
+# model, classes, all parameters, and those NNrelief counts: no norm layers, no stem of a ResNet.
+PARAMETERS = [
+    ("lenet_300_100", 10, 266_610, 266_610),
+    ("lenet5", 10, 431_080, 431_080),
+    ("vgg_like", 10, 14_990_922, 14_982_474),
+    ("vgg11", 10, 9_756_426, 9_750_922),
+    ("vgg13", 10, 9_941_322, 9_935_434),
+    ("vgg16", 10, 15_253_578, 15_245_130),
+    ("vgg19", 10, 20_565_834, 20_554_826),
+    ("vgg13", 100, 9_987_492, 9_981_604),
+    ("resnet20", 10, 269_722, 267_914),
+    ("resnet32", 10, 464_154, 461_450),
+    ("resnet44", 10, 658_586, 654_986),
+    ("resnet56", 10, 853_018, 848_522),
+    ("resnet20", 100, 275_572, 273_764),
+    ("resnet56", 100, 858_868, 854_372),
+]
+FC_PARAMETERS = [
+    ("lenet5", 10, 405_510), ("vgg_like", 10, 267_786), ("vgg11", 10, 530_442), ("vgg13", 100, 576_612),
+    ("resnet20", 10, 650), ("resnet20", 100, 6_500),
+]
+
+
+@pytest.mark.parametrize(("name", "classes", "total", "counted"), PARAMETERS)
+def test_parameter_counts_are_the_published_ones(name, classes, total, counted):
+    result = count(build(name, classes=classes))
+    stem = 432 if name.startswith("resnet") else 0
+    assert result.parameters(norm=True) == total
+    assert result.parameters() - stem == counted
+
+
+@pytest.mark.parametrize(("name", "classes", "fc"), FC_PARAMETERS)
+def test_fully_connected_layers_have_the_published_size(name, classes, fc):
+    layers = count(build(name, classes=classes)).layers
+    assert sum(x.weights + x.biases for x in layers if x.kind == "Linear") == fc
+
+
+class Tracer(fx.Tracer):
+    """Traces as the library reads graphs: a shortcut is one node."""
+
+    def is_leaf_module(self, module, name):
+        return isinstance(module, Shortcut) or super().is_leaf_module(module, name)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_trace_gives_one_score_per_class_and_the_same_scores_as_the_model(name):
+    model = build(name, classes=7).eval()
+    batch = torch.rand(2, *MODELS[name].input_shape)
+    with torch.no_grad():
+        scores = model(batch)
+        traced = fx.GraphModule(model, Tracer().trace(model))(batch)
+    assert scores.shape == (2, 7)
+    assert torch.equal(traced, scores)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_model_starts_in_training_mode_and_no_relu_works_in_place(name):
+    model = build(name)
+    assert all(module.training for module in model.modules())
+    assert not any(module.inplace for module in model.modules() if isinstance(module, nn.ReLU))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
+    first, again, other = (build("resnet20", seed=s).state_dict() for s in (3, 3, 4))
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
+
+
+def test_building_leaves_the_global_random_state_alone():
+    before = torch.get_rng_state()
+    build("lenet5", seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_weights_are_kaiming_normal_and_biases_within_their_default_range():
+    fc1 = build("lenet_300_100").fc1
+    assert fc1.weight.std().item() == pytest.approx((2 / 784) ** 0.5, rel=0.01)
+    assert fc1.weight.abs().max() > (6 / 784) ** 0.5  # a uniform draw of this deviation ends there
+    assert 0 < fc1.bias.abs().max() <= 784**-0.5
+
+
+def test_lenet5_is_named_layer_by_layer():
+    assert [name for name, _ in build("lenet5").named_children()] == [
+        "conv1", "relu1", "pool1", "conv2", "relu2", "pool2", "flatten", "fc1", "relu3", "fc2",
+    ]
+
+
+def test_only_vgg_like_has_dropout_and_has_it_before_its_first_fc_layer():
+    names = list(dict(build("vgg_like").named_children()))
+    assert names[names.index("dropout") + 1] == "fc1"
+    assert not any(isinstance(m, nn.Dropout) for m in build("vgg16").modules())
+
+
+def test_every_residual_block_has_a_shortcut_and_two_of_them_widen_and_stride():
+    shortcuts = [m for m in build("resnet32").modules() if isinstance(m, Shortcut)]
+    shapes = [(s.in_channels, s.out_channels, s.stride) for s in shortcuts]
+    assert shapes == (
+        [(16, 16, 1)] * 5 + [(16, 32, 2)] + [(32, 32, 1)] * 4 + [(32, 64, 2)] + [(64, 64, 1)] * 4
+    )
+
+
+def test_a_block_without_convolution_weights_hands_its_positive_input_on():
+    block = build("resnet20").stage1.block1.eval()
+    nn.init.zeros_(block.conv2.weight)
+    x = torch.rand(1, 16, 4, 4)
+    assert torch.equal(block(x), x)
+
+
+def test_an_mlp_takes_any_widths_even_none():
+    assert count(build("mlp", inputs=4, hidden=[3, 2], classes=2)).parameters() == 15 + 8 + 6
+    assert count(build("mlp", inputs=4, hidden=(), classes=2)).parameters() == 10
+
+
+def test_the_card_shows_the_options_with_the_defaults_that_build_uses():
+    card = MODELS["mlp"]
+    given = build("mlp", **card.options).state_dict()
+    assert [v.shape for v in given.values()] == [v.shape for v in build("mlp").state_dict().values()]
+    assert card.input_shape == (card.options["inputs"],)
+
+
+@pytest.mark.parametrize(("name", "options", "message"), [
+    ("lenet", {}, "unknown model 'lenet'; did you mean .*lenet5"),
+    ("mlp", {"hiden": (3,)}, "unknown option of mlp 'hiden'; did you mean 'hidden'"),
+    ("vgg16", {"hidden": (3,)}, "unknown option of vgg16 'hidden'. Known: classes, seed"),
+    ("lenet5", {"classes": 0}, "classes must be a whole number of at least 1, got 0"),
+    ("mlp", {"inputs": 2.5}, "inputs must be a whole number of at least 1, got 2.5"),
+    ("mlp", {"hidden": (3, -1)}, "a width in hidden must be a whole number of at least 1, got -1"),
+    ("mlp", {"hidden": 3}, "hidden must be a list of layer widths, such as .*, got 3"),
+])
+def test_a_wrong_name_or_value_is_told_with_what_was_wanted(name, options, message):
+    with pytest.raises(OptionError, match=message):
+        build(name, **options)
