@@ -265,7 +265,7 @@ def paired_interval(
     """Return the accuracy of a minus that of b in percentage points, with its bootstrap interval.
 
     Seeds and items are resampled independently of each other (the pigeonhole bootstrap: A.B. Owen,
-    Annals of Applied Statistics 1(2), 2007, section 3), so that the interval covers both another test
+    Annals of Applied Statistics 1(2):386-411, 2007), so that the interval covers both another test
     set and another training run. With one seed only the items are resampled.
 
     Args:
@@ -277,7 +277,8 @@ def paired_interval(
         seed: of the resampling; the same seed gives the same interval.
 
     Raises:
-        OptionError: no seeds, unequal numbers of them, or an index outside the test set.
+        OptionError: no seeds, unequal numbers of them, an index outside the test set, or a level or number
+            of resamples outside its range.
 
     >>> paired_interval([[0, 1]], [[0, 1]], items=100)
     Interval(mean=0.0, low=0.0, high=0.0)

@@ -79,7 +79,8 @@ class Topology:
             elif tuple(self.masks[layer.weight].shape) != wanted:
                 raise ShapeError(
                     f"{layer.weight} of shape {tuple(weight.shape)} has a mask of shape "
-                    f"{tuple(self.masks[layer.weight].shape)} already, and granularity {granularity[layer.kind]!r} wants "
+                    f"{tuple(self.masks[layer.weight].shape)} already, and granularity "
+                    f"{granularity[layer.kind]!r} wants "
                     f"{wanted}; use the granularity it was pruned with"
                 )
             if biases and layer.bias is not None and layer.bias not in self.masks:

@@ -11,14 +11,14 @@ from torch.nn.modules.conv import _ConvNd
 
 from synaptree.graph.shortcut import Shortcut
 
-__all__ = ["is_size", "kind", "overwrites"]
+__all__ = ["kind", "overwrites", "reads_values"]
 
 # Functions and tensor methods share their names in torch, hence one list for both.
 _NAMES = {
     "add": "add add_",
     "pointwise": """
         abs alpha_dropout alpha_dropout_ bfloat16 celu celu_ clamp clamp_ clamp_max clamp_min clip clone
-        contiguous detach div div_ double dropout dropout1d dropout2d dropout3d dropout_ elu elu_ eq exp
+        detach div div_ double dropout dropout1d dropout2d dropout3d dropout_ elu elu_ eq exp
         feature_alpha_dropout feature_dropout float ge gelu gt half hardshrink hardsigmoid hardsigmoid_
         hardswish hardswish_ hardtanh hardtanh_ le leaky_relu leaky_relu_ log logsigmoid lt maximum
         minimum mish mul mul_ multiply ne neg pow prelu relu relu6 relu_ rrelu rsqrt selu selu_ sigmoid
@@ -30,7 +30,7 @@ _NAMES = {
         lp_pool2d lp_pool3d max_pool1d max_pool2d max_pool3d upsample""",
     "reduce": "amax amin mean sum",
     "move": """
-        cat channel_shuffle chunk concat expand flatten flip getattr getitem movedim narrow pad permute
+        cat channel_shuffle chunk concat contiguous expand flatten flip getattr getitem movedim narrow pad permute
         pixel_shuffle pixel_unshuffle repeat reshape roll select split squeeze stack swapaxes t
         tensor_split tile transpose unbind unflatten unsqueeze view""",
 }
@@ -54,11 +54,15 @@ _MODULE_NAMES = {
         Flatten PixelShuffle PixelUnshuffle ReflectionPad1d ReflectionPad2d ReflectionPad3d
         ReplicationPad1d ReplicationPad2d ReplicationPad3d Unflatten ZeroPad1d ZeroPad2d ZeroPad3d""",
 }
-_MODULES: dict[type[nn.Module], str] = {Shortcut: "shortcut", nn.Linear: "linear"} | {
+_MODULES: dict[type[nn.Module], str] = {Shortcut: "shortcut"} | {
     getattr(nn, name): op for op, names in _MODULE_NAMES.items() for name in names.split()
 }
 _FAMILIES: dict[type[nn.Module], str] = {nn.Linear: "linear", _ConvNd: "conv", _NormBase: "norm"}
-_SIZES = {"shape", "dtype", "device", "ndim", "is_cuda", "dim", "size", "numel", "ndimension", "nelement"}
+_VALUELESS = {
+    "device", "dim", "dtype", "is_cuda", "ndim", "ndimension", "nelement", "new_empty", "new_full",
+    "new_ones", "new_zeros", "numel", "shape", "size",
+    torch.empty_like, torch.full_like, torch.ones_like, torch.rand_like, torch.randn_like, torch.zeros_like,
+}
 
 
 def kind(node: fx.Node, module: nn.Module | None) -> str:
@@ -68,8 +72,10 @@ def kind(node: fx.Node, module: nn.Module | None) -> str:
         node: of a traced model.
         module: the module it calls, if it calls one.
     """
-    if node.op in ("placeholder", "output"):
-        return {"placeholder": "input"}.get(node.op, node.op)
+    if node.op == "placeholder":
+        return "input"
+    if node.op == "output":
+        return "output"
     if module is not None:
         family = next((op for cls, op in _FAMILIES.items() if isinstance(module, cls)), "other")
         return _MODULES.get(type(module), family)
@@ -77,11 +83,10 @@ def kind(node: fx.Node, module: nn.Module | None) -> str:
     return table.get(node.target, "other")
 
 
-def is_size(node: fx.Node) -> bool:
-    """Return whether `node` asks a tensor for its shape or type, which carries no signal."""
-    if node.target is getattr:
-        return node.args[1] in _SIZES
-    return node.op == "call_method" and node.target in _SIZES
+def reads_values(node: fx.Node) -> bool:
+    """Return whether `node` reads the values of a tensor, not just its shape or type."""
+    asked = node.args[1] if node.target is getattr else node.target
+    return node.op == "call_module" or asked not in _VALUELESS
 
 
 def overwrites(node: fx.Node, module: nn.Module | None) -> bool:

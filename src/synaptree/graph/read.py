@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from synaptree.graph.node import Graph, GraphError, Node
-from synaptree.graph.operations import is_size, kind, overwrites
+from synaptree.graph.operations import kind, overwrites, reads_values
 from synaptree.graph.trace import outputs, reason, require_equal, trace, undisturbed
 
 __all__ = ["Graph", "GraphError", "Node", "read", "run"]
@@ -126,7 +126,7 @@ class _Reader(fx.Interpreter):
         self.at = f", at module {n.target!r}" if n.op == "call_module" else f", at operation {n.name!r}"
         value = super().run_node(n)
         sources = [a for a in dict.fromkeys(map(self._now, n.all_input_nodes)) if a in self.nodes]
-        carries = isinstance(value, Tensor) if n.op == "placeholder" else bool(sources) and not is_size(n)
+        carries = isinstance(value, Tensor) if n.op == "placeholder" else bool(sources) and reads_values(n)
         if carries or n.op == "output":
             self.nodes[n] = self._node(n, value, sources)
         if carries and overwrites(n, self._module(n)):
@@ -151,6 +151,8 @@ class _Reader(fx.Interpreter):
             if shape and value.numel():
                 axis, names, links = self._origins(numbers)
                 return Node(n.name, op, names, name, shape, axis, links)
+        if op == "add" and len(inputs) == 1:
+            op = "pointwise"  # the other operand is a constant or a parameter
         if module is not None and any(id(p) in self.shared for p in module.parameters()):
             op = "other"
         op, axis = _channel_axis(op, n, module, inputs, shape)
@@ -158,7 +160,8 @@ class _Reader(fx.Interpreter):
 
     def _can_be_numbered(self, n: fx.Node, sources: list[fx.Node]) -> bool:
         """Whether some channels are told apart, and no activation could be an index."""
-        fresh = [self.env[a] for a in n.all_input_nodes if (now := self._now(a)) in self.nodes and now not in self.moved]
+        unmoved = self.nodes.keys() - self.moved.keys()
+        fresh = [self.env[a] for a in n.all_input_nodes if self._now(a) in unmoved]
         told_apart = any(a in self.moved or self.nodes[a].axis is not None for a in sources)
         return told_apart and all(isinstance(v, Tensor) and v.is_floating_point() for v in fresh)
 
@@ -181,9 +184,8 @@ class _Reader(fx.Interpreter):
     def _move(self, n: fx.Node) -> Any:
         args, kwargs = fx.node.map_arg((n.args, n.kwargs), self._numbers)
         module = self._module(n)
-        # forward itself, so that no hook of the user's sees the numbers
-        call = getattr(self, n.op) if module is None else lambda _, args, kwargs: module.forward(*args, **kwargs)
-        numbers = call(n.target, args, kwargs)
+        # a module's forward and not its call, so that no hook of the user's sees numbers
+        numbers = module.forward(*args, **kwargs) if module else getattr(self, n.op)(n.target, args, kwargs)
         if any(kind(user, self._module(user)) == "move" for user in n.users):
             self.moved[n] = numbers
         return numbers

@@ -32,7 +32,7 @@ LOOK: Any = {
 # Okabe and Ito's colours, told apart by colour-blind readers; the method itself has vermilion to itself
 METHOD = "#D55E00"
 CONTROLS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "sD^vPX<>p*"
+MARKERS = "sD^vp<>h*"
 MOST_NAMES = 24  # layer names that fit one above the other
 
 
@@ -72,14 +72,14 @@ def figure(results: Sequence[Result]) -> Figure:
     if None not in lines:
         raise OptionError(f"recipe {recipe!r}: {method} itself is not among the results, only {list(lines)}")
     with mpl.rc_context(LOOK):
-        out = Figure(figsize=(11, 4.8), layout="constrained")
+        out = Figure(figsize=(11, 5.2), layout="constrained")
         left, right = out.subplots(1, 2, width_ratios=(1.15, 1))
         out.suptitle(recipe.removesuffix(".toml"), x=0.012, ha="left", fontsize=14, fontweight="bold")
         _accuracy(left, lines, method)
         _layers(right, lines[None], method)
-        handles = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))
-        first = {method: handles.pop(method)} | handles  # drawn last to lie on top, named first
-        out.legend(first.values(), first.keys(), loc="outside lower left", ncols=4)
+        entries = zip(*left.get_legend_handles_labels(), strict=True)
+        method_first = sorted(entries, key=lambda entry: entry[1] != method)
+        out.legend(*zip(*method_first, strict=True), loc="outside lower left", ncols=4)
     return out
 
 
@@ -143,7 +143,7 @@ def _names(axes: Axes, ends: list[tuple[float, int, str, Any]]) -> None:
     """Write each name beside the end of its line, moved apart where lines end close together."""
     ends = sorted(ends, key=lambda end: end[0])
     low, high = np.log(axes.get_ylim())
-    shift = np.arange(len(ends)) * min(0.055, 1 / max(1, len(ends) - 1))
+    shift = np.arange(len(ends)) * min(0.045, 1 / max(1, len(ends) - 1))
     # less their shift, names need only stay in order: the mean of lifting the lower and sinking the upper
     bare = (np.log([density for density, *_ in ends]) - low) / (high - low) - shift
     ordered = (np.maximum.accumulate(bare) + np.minimum.accumulate(bare[::-1])[::-1]) / 2
@@ -151,5 +151,5 @@ def _names(axes: Axes, ends: list[tuple[float, int, str, Any]]) -> None:
     for (density, number, name, color), y in zip(ends, height, strict=True):
         axes.annotate(
             name, (number, density), (1.06, y), textcoords="axes fraction", va="center", fontsize=9,
-            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.8, "shrinkA": 0, "shrinkB": 4, "relpos": (0, 0.5)},
+            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.7, "alpha": 0.5, "shrinkA": 0, "relpos": (0, 0.5)},
         )

@@ -1,0 +1,38 @@
+# Everything a developer or a newcomer types. `make demo` and `make test` need only Debian's Python 3.11 and gcc.
+export OMP_WAIT_POLICY ?= passive
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check docs-check lines bench clean
+
+demo: $(VENV)/ready
+	$(BIN)/synaptree run recipes/demo.toml --out runs/demo
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tools/lines.py
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+lines: $(VENV)/ready
+	$(BIN)/python tools/lines.py
+
+bench: $(VENV)/ready
+	$(BIN)/python benchmarks/mask_overhead.py
+	$(BIN)/python benchmarks/nnrelief_scoring.py
+
+# torch goes first and alone, so that nothing asked for beside it can draw in another build of it
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,422 @@
+import json
+import math
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from rich.console import Console
+
+import synaptree.results
+from synaptree.core.errors import DataError, OptionError
+from synaptree.results import (
+    SCHEMA,
+    Epoch,
+    Interval,
+    Result,
+    Round,
+    as_json,
+    config_hash,
+    environment,
+    markdown,
+    not_below,
+    paired_interval,
+    read,
+    replacing,
+    rounds_by_seed,
+    summary,
+    table,
+    write,
+)
+
+ITEMS = 1000
+
+
+def a_round(number: int = 0, errors: list[int] | None = None, **changes: Any) -> Round:
+    density = 0.5**number
+    fields: dict[str, Any] = {
+        "round": number, "density": density, "layers": {"fc1": density, "fc2": 1.0},
+        "validation_accuracy": 0.9,
+        "test_accuracy": None if errors is None else 1 - len(errors) / ITEMS,
+        "test_errors": errors, "test_items": None if errors is None else ITEMS,
+        "parameters": 1100, "parameters_alive": int(1100 * density),
+        "weights": 1000, "weights_alive": int(1000 * density), "norm": 0,
+    }
+    return Round(**fields | changes)
+
+
+def a_result(seed: int = 0, control: str | None = None, **changes: Any) -> Result:
+    fields: dict[str, Any] = {
+        "recipe": "recipes/nnrelief/lenet5.toml", "method": "nnrelief", "control": control, "seed": seed,
+        "config": {"lr": 0.1, "alpha": [0.95, 0.9]}, "config_hash": "0123456789ab",
+        "versions": {"python": "3.11"}, "hardware": {"cores": 2}, "threads": 1, "status": "done",
+        "started": "2025-01-01T00:00:00+00:00", "seconds": 1.5, "rounds": [a_round(0, [3, 5])],
+    }
+    return Result(**fields | changes)
+
+
+def an_epoch(loss: float) -> Epoch:
+    return Epoch(
+        stage="train", round=0, epoch=0, step=10, loss=loss, validation_accuracy=0.5, density=1, seconds=2
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"density": 1.5}, "density"),
+        ({"validation_accuracy": 99.2}, "validation_accuracy"),
+        ({"weights": -1}, "weights"),
+        ({"densty": 0.5}, "densty"),
+        ({"test_errors": [1], "test_items": None}, "needs test_items"),
+        ({"test_errors": [5, 3], "test_items": 10}, "ascending"),
+        ({"test_errors": [3, 3], "test_items": 10}, "distinct"),
+        ({"test_errors": [3, 10], "test_items": 10}, "from 0 to 9"),
+        ({"test_errors": [-1, 3], "test_items": 10}, "from 0 to 9"),
+    ],
+)
+def test_a_round_refuses_what_cannot_be(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        a_round(**changes)
+
+
+def test_a_round_takes_a_faultless_test() -> None:
+    assert a_round(0, []).test_accuracy == 1.0
+
+
+def test_the_hash_is_of_the_values_and_the_schema_not_of_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert config_hash({"a": 1, "b": {"c": 0.1, "d": 2}}) == config_hash({"b": {"d": 2, "c": 0.1}, "a": 1})
+    now = config_hash({"a": 1})
+    monkeypatch.setattr(synaptree.results, "SCHEMA", SCHEMA + 1)
+    assert config_hash({"a": 1}) != now
+
+
+def test_the_hash_tells_neighbouring_floats_apart() -> None:
+    assert config_hash({"lr": 0.1}) != config_hash({"lr": math.nextafter(0.1, 1)})
+
+
+def test_the_hash_of_a_known_configuration_never_changes() -> None:
+    # files are named by it; worked out by `sha256sum` on the text {"lr": 0.1, "schema": 1}
+    assert config_hash({"lr": 0.1}) == "a2e98161878a"
+
+
+@given(st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()))
+def test_the_hash_survives_the_result_file(config: dict[str, Any]) -> None:
+    hashed = config_hash(config)
+    assert len(hashed) == 12
+    assert int(hashed, 16) >= 0
+    assert config_hash(json.loads(json.dumps(config))) == hashed
+
+
+@pytest.mark.parametrize("value", [Path("data"), math.nan, {1, 2}])
+def test_a_configuration_without_exact_json_is_refused(value: object) -> None:
+    with pytest.raises(OptionError, match="plain finite values"):
+        config_hash({"value": value})
+
+
+def test_the_environment_fills_the_fields_of_a_result() -> None:
+    here = environment()
+    result = a_result(**here)
+    assert result.versions.keys() >= {"python", "torch", "numpy", "synaptree"}
+    assert result.hardware["cpu"]
+    assert result.hardware["cores"] >= 1
+    assert result.threads >= 1
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    command = ["git", "-C", str(folder), *who, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    package = tmp_path / "src" / "synaptree"
+    package.mkdir(parents=True)
+    (package / "results.py").write_text("1\n")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    monkeypatch.setattr(synaptree.results, "__file__", str(package / "results.py"))
+    return tmp_path
+
+
+def test_the_commit_says_when_the_sources_were_changed(checkout: Path) -> None:
+    commit = git(checkout, "rev-parse", "HEAD")
+    (checkout / "results").mkdir()
+    (checkout / "results" / "new.json").write_text("{}")
+    assert environment()["commit"] == commit
+    (checkout / "src" / "synaptree" / "results.py").write_text("2\n")
+    assert environment()["commit"] == commit + "+changes"
+
+
+def test_the_commit_of_another_project_is_not_ours(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = checkout / "venv" / "synaptree"
+    installed.mkdir(parents=True)
+    monkeypatch.setattr(synaptree.results, "__file__", str(installed / "results.py"))
+    assert environment()["commit"] is None
+
+
+def test_no_git_and_no_checkout_are_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment()["commit"] is None
+
+
+def test_a_result_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    result = a_result(epochs=[an_epoch(0.1 + 0.2)], config={"name": "größe [1]", "none": None, "e": []})
+    path = write(result, tmp_path / "new")
+    assert path == tmp_path / "new" / "lenet5-nnrelief-s0-0123456789ab.json"
+    assert read([path]) == [result]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_loss_that_is_not_finite_survives(tmp_path: Path) -> None:
+    result = a_result(status="failed", reason="loss", epochs=[an_epoch(math.inf), an_epoch(math.nan)])
+    path = write(result, tmp_path)
+    losses = [epoch.loss for epoch in read([path])[0].epochs]
+    np.testing.assert_array_equal(losses, [math.inf, math.nan])
+    json.loads(path.read_text(), parse_constant=pytest.fail)  # standard JSON knows no NaN
+
+
+def test_the_file_names_the_control_and_stays_in_its_folder(tmp_path: Path) -> None:
+    path = write(a_result(seed=3, control="../own best"), tmp_path)
+    assert path.name == "lenet5-.._own_best-s3-0123456789ab.json"
+    assert path.parent == tmp_path
+
+
+def test_long_lists_and_epochs_stand_on_one_line_each(tmp_path: Path) -> None:
+    result = a_result(rounds=[a_round(0, [3, 5, 8])], epochs=[an_epoch(1.0), an_epoch(0.5)])
+    lines = [line.strip() for line in write(result, tmp_path).read_text().splitlines()]
+    assert '"test_errors": [3, 5, 8],' in lines
+    assert '"layers": {"fc1": 1.0, "fc2": 1.0},' in lines
+    assert sum(line.startswith('{"stage": "train"') for line in lines) == 2
+
+
+def test_a_write_that_fails_leaves_the_older_file(tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    path.write_text("old")
+
+    def fail_halfway() -> None:
+        with replacing(path) as partial:
+            partial.write_text("ne")
+            raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="full"):
+        fail_halfway()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folders_are_searched_and_a_file_is_read_once(tmp_path: Path) -> None:
+    first = write(a_result(seed=0), tmp_path / "a")
+    write(a_result(seed=1), tmp_path / "b" / "c")
+    (tmp_path / "notes.txt").write_text("not a result")
+    assert [r.seed for r in read([tmp_path, first])] == [0, 1]
+    assert read([tmp_path / "b" / "c", first])[0].seed == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda text: text[: len(text) // 2], "Invalid JSON"),
+        (lambda _: "", "Invalid JSON"),
+        (lambda _: "[]", "file: "),
+        (lambda text: text.replace('"schema_version": 1', '"schema_version": 2'), "schema_version: .* got 2"),
+        (lambda text: text.replace('"recipe"', '"recipee"'), "recipe: Field required"),
+        (lambda text: text.replace('"density"', '"densty": 1, "density"'), "rounds.0.densty: Extra inputs"),
+        (lambda text: text.replace('"done"', '"fine"'), "status: .* got 'fine'"),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_reason(tmp_path: Path, damage: Any, words: str) -> None:
+    path = write(a_result(), tmp_path)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(DataError, match=f"{path.name} is not a result.*{words}"):
+        read([tmp_path])
+
+
+def test_another_schema_version_is_named_before_its_unknown_keys(tmp_path: Path) -> None:
+    path = tmp_path / "later.json"
+    path.write_text('{"moods": [], "schema_version": 2}')
+    with pytest.raises(DataError, match="schema_version"):
+        read([path])
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"lost\.json cannot be read: No such file"):
+        read([tmp_path / "lost.json"])
+
+
+def test_one_seed_gives_the_quantiles_of_the_binomial() -> None:
+    # b errs on 10 items of 1,000, a on none: a resample has Binomial(1000, 0.01) of them,
+    # whose 2.5 % and 97.5 % quantiles are 4 and 17
+    found = paired_interval([[]], [list(range(10))], ITEMS, resamples=20_000)
+    assert found.mean == pytest.approx(1.0)
+    assert found.low == pytest.approx(0.4)
+    assert found.high == pytest.approx(1.7)
+
+
+def test_seeds_are_resampled_whatever_the_items() -> None:
+    # one seed is right everywhere, the other wrong everywhere: two draws of the same seed, one time in four
+    # each way, reach the ends however the items fall
+    every = list(range(20))
+    assert paired_interval([[], every], [every, []], 20) == Interval(0.0, -100.0, 100.0)
+
+
+def test_the_same_errors_in_both_are_no_difference() -> None:
+    errors = [[1, 2], [3]]
+    assert paired_interval(errors, errors, 10) == Interval(0.0, 0.0, 0.0)
+
+
+def test_pairing_leaves_out_what_both_get_wrong() -> None:
+    hard = list(range(300))
+    paired = paired_interval([hard], [[*hard, 500]], ITEMS)
+    assert paired.mean == pytest.approx(0.1)
+    assert paired.high <= 0.5
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    a, b = [list(range(300)), list(range(100, 450))], [list(range(200, 600)), list(range(500, 700))]
+    assert paired_interval(a, b, ITEMS, seed=7) == paired_interval(a, b, ITEMS, seed=7)
+    assert paired_interval(a, b, ITEMS, seed=7, resamples=50) != paired_interval(a, b, ITEMS, seed=8, resamples=50)
+
+
+def test_patterns_are_a_shortcut_for_resampling_the_items_themselves() -> None:
+    rng = np.random.default_rng(1)
+    a, b = ([rng.choice(200, size, replace=False).tolist() for size in (30, 40, 50)] for _ in range(2))
+    wrong = np.zeros((2, 3, 200))
+    for side, errors in enumerate((a, b)):
+        for row, index in enumerate(errors):
+            wrong[side, row, index] = 1
+    difference = wrong[1] - wrong[0]
+    means = [
+        100 * difference[np.ix_(rng.integers(3, size=3), rng.integers(200, size=200))].mean() for _ in range(4000)
+    ]
+    found = paired_interval(a, b, 200, resamples=20_000)
+    np.testing.assert_allclose([found.low, found.high], np.quantile(means, [0.025, 0.975]), atol=0.5)
+    assert found.high - found.low > 5
+
+
+@given(st.lists(st.sets(st.integers(0, 29)), min_size=1, max_size=4), st.floats(0.5, 0.99))
+def test_a_wider_level_holds_the_narrower(errors: list[set[int]], level: float) -> None:
+    none: list[set[int]] = [set()] * len(errors)
+    narrow = paired_interval(none, errors, 30, level=level, resamples=100)
+    wide = paired_interval(none, errors, 30, level=0.995, resamples=100)
+    assert 0 <= wide.low <= narrow.low <= narrow.high <= wide.high <= 100
+    assert narrow.mean == pytest.approx(100 * sum(map(len, errors)) / (30 * len(errors)))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "options", "words"),
+    [
+        ([], [], {}, "got 0 and 0"),
+        ([[1]], [[1], [2]], {}, "got 1 and 2"),
+        ([[10]], [[1]], {}, r"\[0, 10\), got \[10\]"),
+        ([[1]], [[-1]], {}, r"got \[-1\]"),
+        ([[1]], [[1]], {"level": 1.0}, "level"),
+        ([[1]], [[1]], {"resamples": 0}, "resamples"),
+    ],
+)
+def test_errors_that_cannot_be_paired_are_refused(a: Any, b: Any, options: Any, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        paired_interval(a, b, 10, **options)
+
+
+def test_not_below_looks_at_the_lower_end() -> None:
+    assert not_below(Interval(-0.1, -0.2, 0.0))
+    assert not not_below(Interval(0.3, -0.21, 0.9))
+    assert not_below(Interval(0.0, -0.5, 0.5), margin=0.5)
+
+
+def three_seeds() -> list[Result]:
+    """Dense errs on 10 items, the method on the same less one, the random control on 30."""
+    results = []
+    for seed in range(3):
+        dense, less = list(range(10)), list(range(9))
+        results.append(a_result(seed, rounds=[a_round(0, dense), a_round(1, less, bytes=100 + seed)]))
+        results.append(a_result(seed, "random", rounds=[a_round(1, list(range(20 + 10 * seed)))]))
+    return results
+
+
+def test_a_summary_has_the_method_before_its_controls() -> None:
+    rows = summary(reversed(three_seeds()))
+    assert [(row.control, row.round, row.seeds) for row in rows] == [(None, 0, 3), (None, 1, 3), ("random", 1, 3)]
+
+
+def test_a_row_holds_means_over_seeds_and_the_difference_to_dense() -> None:
+    dense, method, random = summary(three_seeds())
+    assert dense.difference is None
+    assert method.density == 0.5
+    assert method.accuracy == pytest.approx(0.991)
+    assert method.deviation == pytest.approx(0.0)
+    assert method.difference is not None
+    assert method.difference.mean == pytest.approx(0.1)
+    assert method.parameters_alive == 550
+    assert (method.bytes, method.macs_alive) == (101.0, None)
+    assert random.accuracy == pytest.approx(0.97)
+    assert random.deviation == pytest.approx(0.01)  # of 0.98, 0.97 and 0.96
+    assert random.difference is not None
+    assert random.difference.mean == pytest.approx(-2.0)
+    assert not random.indicative
+
+
+def test_fewer_than_three_seeds_are_indicative() -> None:
+    two, one = summary([a_result(0), a_result(1), a_result(0, "random")])
+    assert (two.indicative, two.deviation) == (True, 0.0)
+    assert (one.indicative, one.deviation) == (True, None)
+
+
+def test_without_its_dense_partner_or_test_errors_a_row_has_no_difference() -> None:
+    alone = a_result(9, "random", rounds=[a_round(1, [1])])
+    assert summary([*three_seeds(), alone])[-1].difference is None
+    untested = a_result(rounds=[a_round(0), a_round(1)])
+    assert [(r.accuracy, r.difference) for r in summary([untested])] == [(None, None)] * 2
+
+
+def test_a_seed_that_occurs_twice_is_refused() -> None:
+    with pytest.raises(DataError, match=r"lenet5.toml', nnrelief, seed 0: round 0 occurs twice"):
+        rounds_by_seed([a_result(), a_result(config_hash="f" * 12)])
+
+
+def test_test_sets_of_different_sizes_are_not_compared() -> None:
+    other = a_result(control="random", rounds=[a_round(1, [1], test_items=2000)])
+    with pytest.raises(DataError, match=r"tested on \[1000, 2000\] items"):
+        summary([a_result(), other])
+
+
+def test_the_markdown_of_a_row_reads_as_expected() -> None:
+    lines = markdown(summary([a_result(rounds=[a_round(0, [1]), a_round(1, [1], bytes=12345)])])).splitlines()
+    assert lines[0].startswith("| recipe | method | round | density % |")
+    assert lines[1].startswith("| :-- | :-- | --: | --: |")
+    assert lines[3] == (
+        "| recipes/nnrelief/lenet5.toml | nnrelief | 1 | 50 | 99.90 | +0.00 [+0.00, +0.00] "
+        "| 550 | 12,345 | - | 1 (indicative) |"
+    )
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_the_terminal_table_shows_the_same_cells() -> None:
+    rows = summary(three_seeds())
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(table(rows))
+    shown = capture.get()
+    for line in markdown(rows).splitlines()[2:]:
+        for cell in line.strip("| ").split(" | "):
+            assert cell in shown
+
+
+def test_a_table_of_nothing_is_empty() -> None:
+    assert markdown([]) == ""
+    assert table([]).row_count == 0
+    assert json.loads(as_json([])) == []
+
+
+def test_the_json_of_a_row_holds_its_fields() -> None:
+    row = summary(three_seeds())[2]
+    (found,) = json.loads(as_json([row]))
+    assert (found["control"], found["seeds"], found["indicative"]) == ("random", 3, False)
+    assert found["difference"]["mean"] == pytest.approx(-2.0)
