@@ -66,7 +66,7 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class Train:
-    """Train; connections that do not exist stay 0, and `method` may edit the topology meanwhile."""
+    """Train; connections that do not exist stay 0. With a `method`, which edits the topology meanwhile, a new round."""
 
     options: TrainOptions
     name: str = "train"
@@ -74,6 +74,8 @@ class Train:
 
     def run(self, network: Network, around: Surroundings) -> None:
         """Train from where `network.within` says to the end."""
+        if self.method is not None and not network.within:
+            network.round += 1
         logs = train(
             network, around.data, self.options, seed=around.seed, method=self.method, keep=around.keep,
             optimizer_state=around.optimizer_state, stop=around.stop,

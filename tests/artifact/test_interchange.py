@@ -1,0 +1,95 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from synaptree.artifact.interchange import load_into, read_tensors, save_sparse, write_tensors
+from synaptree.core.errors import CheckpointError
+from synaptree.core.oneshot import prune
+from synaptree.core.topology import Topology
+from synaptree.methods import build
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+
+
+def pruned(conv: str = "kernel") -> tuple[nn.Sequential, Topology]:
+    model = network()
+    return model, prune(model, build("magnitude", density=0.25, conv=conv))
+
+
+@pytest.mark.parametrize("conv", ["weight", "kernel"])
+def test_a_saved_network_comes_back_bit_for_bit_with_its_masks(tmp_path, conv):
+    model, topology = pruned(conv)
+    save_sparse(model, tmp_path / "net.safetensors", topology)
+    other = network(seed=1)
+    back = load_into(other, tmp_path / "net.safetensors")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+    assert back.digest() == topology.digest()
+
+
+def test_the_file_holds_one_bit_per_connection_and_the_values_that_exist(tmp_path):
+    model = nn.Linear(64, 64, bias=False)
+    topology = prune(model, build("magnitude", density=0.25))
+    size = save_sparse(model, tmp_path / "net.safetensors", topology)
+    tensors, _ = read_tensors(tmp_path / "net.safetensors")
+    assert {name: t.numel() * t.element_size() for name, t in tensors.items()} == {
+        "weight:mask": 64 * 64 // 8,
+        "weight:values": 64 * 64 // 4 * 4,
+    }
+    assert size == (tmp_path / "net.safetensors").stat().st_size < 64 * 64 * 4
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path):
+    model, topology = pruned()
+    save_sparse(model, tmp_path / "a", topology)
+    save_sparse(model, tmp_path / "b", topology)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_file_of_another_model_is_refused_and_nothing_changes(tmp_path):
+    model, topology = pruned()
+    save_sparse(model, tmp_path / "net", topology)
+    other = nn.Linear(2, 2)
+    before = other.weight.clone()
+    with pytest.raises(CheckpointError, match=r"differ in .*0\.weight"):
+        load_into(other, tmp_path / "net")
+    assert torch.equal(other.weight, before)
+
+
+def test_another_shape_under_the_same_name_is_refused(tmp_path):
+    save_sparse(nn.Linear(3, 2), tmp_path / "net")
+    with pytest.raises(CheckpointError, match=r"weight has shape \(2, 3\), the model wants \(2, 4\)"):
+        load_into(nn.Linear(4, 2), tmp_path / "net")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"no file of ours", lambda b: b""])
+def test_a_damaged_file_is_a_clear_error(tmp_path, damage):
+    file = tmp_path / "net"
+    save_sparse(nn.Linear(3, 2), file)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(CheckpointError, match="cannot be read as a synaptree file"):
+        load_into(nn.Linear(3, 2), file)
+
+
+def test_too_few_values_for_the_mask_are_noticed(tmp_path):
+    file = tmp_path / "net"
+    meta = {"format": "synaptree sparse 1", "masks": {"weight": [2, 2]}}
+    tensors = {"weight:mask": torch.tensor([0b11110000], dtype=torch.uint8), "weight:values": torch.ones(3)}
+    save_file(tensors, file, {"json": json.dumps(meta)})
+    with pytest.raises(CheckpointError, match="weight holds 3 values for 4 connections"):
+        load_into(nn.Linear(2, 2, bias=False), file)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    file = tmp_path / "net"
+    write_tensors(file, {"a": torch.ones(1)}, {"x": 1})
+    with pytest.raises(TypeError):
+        write_tensors(file, {"a": torch.zeros(1)}, {"x": object()})
+    assert read_tensors(file)[1] == {"x": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
