@@ -97,7 +97,8 @@ def train(
     network.optimizer = optimizer
     attached = None
     if method is not None or network.topology.masks:
-        network.topology.step = network.step
+        if method is None:  # else its schedule counts from where the method began
+            network.topology.step = network.step
         attached = attach(network.model, optimizer, method, topology=network.topology)
     model, stepper = accelerator.prepare(network.model, optimizer)
     try:

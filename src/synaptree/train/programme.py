@@ -75,7 +75,7 @@ class Train:
     def run(self, network: Network, around: Surroundings) -> None:
         """Train from where `network.within` says to the end."""
         if self.method is not None and not network.within:
-            network.round += 1
+            network.round, network.topology.step = network.round + 1, 0
         logs = train(
             network, around.data, self.options, seed=around.seed, method=self.method, keep=around.keep,
             optimizer_state=around.optimizer_state, stop=around.stop,
