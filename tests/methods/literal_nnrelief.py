@@ -5,9 +5,9 @@ through the network at once. It shares no line with the library's implementation
 """
 
 from copy import deepcopy
+from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 Masks = dict[str, Tensor]
@@ -17,6 +17,8 @@ def kept(importances: Tensor, alpha: float, rule: str = "paper") -> Tensor:
     """The contributors one unit keeps: the fewest that carry `alpha` of the total."""
     values = importances.tolist()
     n, total = len(values), importances.sum().item()
+    if n == 1:  # exempt
+        return torch.ones(1, dtype=torch.bool)
     if alpha == 1:
         return importances > 0
     order = sorted(range(n), key=lambda i: -values[i])
@@ -26,7 +28,8 @@ def kept(importances: Tensor, alpha: float, rule: str = "paper") -> Tensor:
         p0 += 1
     if rule == "released":
         return importances > values[order[min(p0, n - 1)]]
-    return torch.tensor([i in order[:p0] and values[i] > 0 for i in range(n)])
+    first = set(order[:p0])
+    return torch.tensor([i in first and values[i] > 0 for i in range(n)])
 
 
 def fc_importances(x: Tensor, weight: Tensor, bias: Tensor | None, unit: int) -> Tensor:
@@ -35,21 +38,23 @@ def fc_importances(x: Tensor, weight: Tensor, bias: Tensor | None, unit: int) ->
     return signals if bias is None else torch.cat([signals, bias[unit].abs().view(1)])
 
 
-def conv_importances(x: Tensor, conv: nn.Conv2d, unit: int, aggregate: str) -> Tensor:
+def conv_importances(x: Tensor, conv: nn.Module, unit: int, aggregate: str) -> Tensor:
     """What each kernel of `unit` contributes, then the bias."""
     inputs = conv.in_channels // conv.groups
     first = unit // (conv.out_channels // conv.groups) * inputs
+    one = type(conv)(
+        1, 1, conv.kernel_size, conv.stride, conv.padding, conv.dilation, bias=False, padding_mode=conv.padding_mode
+    ).double()
     values = []
     for i in range(inputs):
-        channel, kernel = x[:, first + i : first + i + 1].abs(), conv.weight[unit, i].abs()[None, None]
+        one.weight.copy_(conv.weight[unit, i].abs()[None, None])
+        channel = x[:, first + i : first + i + 1].abs()
         if aggregate == "mean_of_norm":
-            maps = F.conv2d(channel, kernel, None, conv.stride, conv.padding)
-            values.append(torch.stack([one.norm() for one in maps]).mean())
+            values.append(torch.stack([map_.norm() for map_ in one(channel)]).mean())
         else:
-            map_of_mean = F.conv2d(channel.mean(0, keepdim=True), kernel, None, conv.stride, conv.padding)
-            values.append(map_of_mean.sum() if aggregate == "l1" else map_of_mean.norm())
+            values.append(one(channel.mean(0, keepdim=True)).norm(p=1 if aggregate == "l1" else 2))
     if conv.bias is not None:
-        positions = conv(x[:1])[0, 0].numel()
+        positions = one(x[:1, :1])[0, 0].numel()
         values.append(conv.bias[unit].abs() * (positions if aggregate == "l1" else positions**0.5))
     return torch.stack(values)
 
@@ -61,8 +66,8 @@ def chain_signals(net: nn.Module, x: Tensor) -> tuple[dict[str, Tensor], dict[st
         if isinstance(module, nn.Conv2d | nn.Linear):
             enters[name], layer = x, name
         x = module(x)
-        if not isinstance(module, nn.MaxPool2d | nn.Flatten | nn.Dropout):
-            gives[layer or name] = x
+        if layer and not isinstance(module, nn.MaxPool2d | nn.Flatten | nn.Dropout):
+            gives[layer] = x
     return enters, gives, {}
 
 
@@ -117,14 +122,14 @@ def apply(net: nn.Module, masks: Masks) -> None:
 def prune_pass(
     net: nn.Module, masks: Masks, x: Tensor, *,
     alpha_conv: float = 0.95, alpha_fc: float = 0.95,
-    conv_aggregate: str = "norm_of_mean", keep_rule: str = "paper", dead_bn: str = "zeroed",
+    conv_aggregate: str = "norm_of_mean", keep_rule: str = "paper", dead_bn: str = "zero",
     prune_stem: bool = True, mask_shortcut_in_scoring: bool = True,
     residual_rule: bool = True, backward_sweep: bool = True,
 ) -> Masks:
     """One pass over `net` (float64, changed in place); returns the new masks."""
     masks = {name: mask.clone() for name, mask in masks.items()}
     resnet = bool(blocks(net))
-    frozen = "conv1" if resnet and not prune_stem else ""
+    frozen = "" if prune_stem else "conv1"
 
     def signals() -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
         scored = deepcopy(net).eval()
@@ -157,10 +162,10 @@ def prune_pass(
     if residual_rule:
         for block, (branch, shortcut) in sums.items():
             for unit in range(branch.shape[1]):
-                A, R = branch[:, unit].abs().mean(0).norm(), shortcut[:, unit].abs().mean(0).norm()
-                if A < (1 - alpha_conv) * (A + R):
+                a, r = (side[:, unit].abs().mean(0).norm() for side in (branch, shortcut))
+                if a < (1 - alpha_conv) * (a + r):
                     kill_unit(net, masks, f"{block}.conv2", unit, dead_bn, residual=True)
-                if R < (1 - alpha_conv) * (A + R):
+                if r < (1 - alpha_conv) * (a + r):
                     masks[f"{block}.shortcut.scale"][unit] = False
     apply(net, masks)
 
@@ -180,7 +185,9 @@ def reads(masks: Masks, layer: str, inputs: int) -> list[bool]:
 
 def sweep_chain(net: nn.Module, masks: Masks, dead_bn: str, frozen: str) -> None:
     layers = [name for name, module in net.named_children() if isinstance(module, nn.Conv2d | nn.Linear)]
-    for layer, reader in reversed(list(zip(layers, layers[1:], strict=False))):
+    for layer, reader in reversed(list(pairwise(layers))):
+        if layer == frozen:
+            continue
         for unit, read in enumerate(reads(masks, reader, masks[f"{layer}.weight"].shape[0])):
             if not read:
                 kill_unit(net, masks, layer, unit, dead_bn)

@@ -46,7 +46,7 @@ class Uniform:
     """
 
     def __call__(self, density: float, parts: Sequence[Room]) -> list[int]:
-        return _apportion([density * part.connections for part in parts], parts)
+        return _apportion([density * part.connections for part in parts], density, parts)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ErdosRenyi:
     """
 
     def __call__(self, density: float, parts: Sequence[Room]) -> list[int]:
-        raw = [sum(part.weight) / torch.Size(part.weight).numel() for part in parts]
+        raw = [sum(part.weight) / max(1, torch.Size(part.weight).numel()) for part in parts]
         full: set[int] = set()
         target = density * sum(part.connections for part in parts)
         while True:
@@ -72,7 +72,7 @@ class ErdosRenyi:
                 break
             full |= over
         wanted = [p.connections * (1.0 if i in full else max(0.0, raw[i] * scale)) for i, p in enumerate(parts)]
-        return _apportion(wanted, parts)
+        return _apportion(wanted, density, parts)
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,14 @@ class Table:
 Allocation = Uniform | ErdosRenyi | Global | Table
 
 
-def _apportion(wanted: list[float], parts: Sequence[Room]) -> list[int]:
-    """Round to whole connections by largest remainder, so that the total is met exactly."""
+def _apportion(wanted: list[float], density: float, parts: Sequence[Room]) -> list[int]:
+    """Round to whole connections by largest remainder, so that the network's density is met exactly."""
     counts = [min(int(w), part.connections) for w, part in zip(wanted, parts, strict=True)]
-    short = round(sum(wanted)) - sum(counts)
+    # not from the sum of `wanted`, which may end up on the other side of a half
+    short = round(density * sum(part.connections for part in parts)) - sum(counts)
     by_remainder = sorted(range(len(parts)), key=lambda i: (counts[i] - wanted[i], i))
-    for i in by_remainder[: max(0, short)]:
-        counts[i] = min(counts[i] + 1, parts[i].connections)
+    for i in [i for i in by_remainder if counts[i] < parts[i].connections][:short]:
+        counts[i] += 1
     return counts
 
 

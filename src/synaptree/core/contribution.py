@@ -65,7 +65,7 @@ def kernel_norms(layer: Layer, maps: Tensor, aggregate: Aggregate = "norm_of_mea
     Returns:
         Shape `(out, in / groups)`.
     """
-    kernels = _kernels(layer)
+    kernels = _kernels(layer).to(maps.dtype)
     patches = _patches(layer, maps)
     if aggregate == "l1":
         area = patches.sum(-1).view(kernels.shape[0], kernels.shape[1], -1, 1)
@@ -90,10 +90,11 @@ def _sum_of_norms(layer: Layer, x: Tensor) -> Tensor:
     """Return the sum over samples of the 2-norm of each kernel's map: `(out, in / groups)`, or 0 for a linear layer."""
     if layer.kind == "linear":
         return x.new_zeros(())
-    kernels = _kernels(layer)
-    per_sample = kernels.numel() + _patches(layer, x[0].abs()).numel()
+    x = x.abs().to(torch.promote_types(x.dtype, torch.float32))
+    kernels = _kernels(layer).to(x.dtype)
+    per_sample = kernels.numel() + _patches(layer, x[0]).numel()
     total = x.new_zeros(kernels.shape[0] * kernels.shape[2], kernels.shape[1])
-    for chunk in x.abs().split(max(1, _CHUNK // per_sample)):
+    for chunk in x.split(max(1, _CHUNK // per_sample)):
         patches = _patches(layer, chunk.flatten(0, 1))
         grams = (patches @ patches.mT).view(len(chunk), x.shape[1], *patches.shape[1:2] * 2)
         for gram in grams:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from synaptree.core.errors import NumericError
@@ -36,6 +37,7 @@ class Probe:
         self.layers, self.reductions = layers, reductions
         self._sums: dict[str, dict[str, Tensor]] = {layer.name: {} for layer in layers}
         self._samples: dict[str, int] = dict.fromkeys(self._sums, 0)
+        self._dtypes = {layer.name: torch.promote_types(layer.module.weight.dtype, torch.float32) for layer in layers}
         self._hooks: list[Any] = []
 
     def __enter__(self) -> "Probe":
@@ -52,10 +54,12 @@ class Probe:
     def means(self, name: str) -> dict[str, Tensor]:
         """Return the mean over samples of each statistic of the layer `name`; empty if nothing flowed through it.
 
+        Means have the precision of the layer's weight, float32 at least.
+
         Raises:
             NumericError: a mean is not finite.
         """
-        means = {stat: (total / self._samples[name]).float() for stat, total in self._sums[name].items()}
+        means = {stat: (total / self._samples[name]).to(self._dtypes[name]) for stat, total in self._sums[name].items()}
         for stat, mean in means.items():
             if not mean.isfinite().all():
                 raise NumericError(
@@ -81,6 +85,5 @@ class Probe:
 
 def mean_abs_input(layer: Layer, x: Tensor) -> Tensor:
     """Return the sum over samples of `|x|`: `(in,)` for a linear layer, `(in, *map)` for a convolution."""
-    if layer.kind == "linear":
-        return x.abs().reshape(-1, x.shape[-1]).sum(0)
-    return x.abs().sum(0)
+    values = x.abs().reshape(-1, x.shape[-1]) if layer.kind == "linear" else x.abs()
+    return values.sum(0, dtype=torch.promote_types(x.dtype, torch.float32))  # a sum in half precision overflows

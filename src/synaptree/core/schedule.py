@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from synaptree.core.errors import OptionError
+
 __all__ = ["At", "Constant", "Cosine", "Cubic", "Every", "Linear", "Never", "Number", "as_schedule"]
 
 Number = Callable[[int], float]
@@ -85,6 +87,10 @@ class Every:
     interval: int
     first: int = 1
     last: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise OptionError(f"interval = {self.interval}: wanted at least 1 step between two edits")
 
     def __call__(self, step: int) -> bool:
         before_end = self.last is None or step <= self.last

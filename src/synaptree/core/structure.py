@@ -62,7 +62,7 @@ class Units:
 
     def __call__(self, score: Tensor, count: int) -> Tensor:
         rows = score.flatten(1)
-        keep = largest(rows.sum(1), count // rows.shape[1])
+        keep = largest(rows.sum(1), count // max(1, rows.shape[1]))
         return keep.view(-1, *(1,) * (score.dim() - 1)).expand_as(score).clone()
 
 
@@ -81,14 +81,15 @@ class Blocks:
     columns: int
 
     def __call__(self, score: Tensor, count: int) -> Tensor:
-        height, width = score.shape[0], score.shape[1] if score.dim() > 1 else 1
+        height, width, *kernel = score.shape
         if height % self.rows or width % self.columns:
             raise ShapeError(
                 f"a score of shape {tuple(score.shape)} cannot be cut into blocks of {self.rows} x "
                 f"{self.columns}: its first two axes must be multiples of the block's"
             )
-        tiles = score.reshape(height // self.rows, self.rows, width // self.columns, self.columns, -1)
-        each = self.rows * self.columns * tiles.shape[-1]
+        area = math.prod(kernel)
+        tiles = score.reshape(height // self.rows, self.rows, width // self.columns, self.columns, area)
+        each = self.rows * self.columns * area
         keep = largest(tiles.sum((1, 3, 4)), count // each)
         return keep[:, None, :, None, None].expand_as(tiles).reshape(score.shape)
 

@@ -5,13 +5,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from synaptree.core.contribution import Aggregate, contribution, reductions
-from synaptree.core.errors import unknown
+from synaptree.core.errors import NumericError, unknown
+from synaptree.core.layer import layers_of
 from synaptree.core.method import Method, method
 from synaptree.core.oneshot import Calibration
 from synaptree.core.rule import Share
@@ -106,16 +108,17 @@ class _Relief:
     dead_bn: DeadNorm
 
     def __call__(self, on: Calibration) -> None:
+        _require_finite(on)
         graph = _graph(on)
         norms = norm_of(graph) if graph else {}
-        stem = next((layer for layer in on.layers if layer.kind == "conv"), None)
-        layers = [layer for layer in on.layers if self.prune_stem or layer is not stem]
+        spared = None if self.prune_stem else _stem(on, graph)
+        layers = [layer for layer in on.layers if layer.name != spared]
         kinds = {layer.name: layer.kind for layer in layers}
         phases = [kind for kind in ("conv", "linear") if kind in kinds.values()]
-        if graph:
+        if graph and phases:
             kinds |= {str(node.module): phases[0] for node in graph.nodes if node.op == "shortcut"}
         residuals = _residuals(on, graph) if graph and self.residual_rule else []
-        clear = partial(without_units, on.model, on.topology, dead_norm=self.dead_bn)
+        clear = partial(without_units, _inner(on.model), on.topology, dead_norm=self.dead_bn)
         for kind in phases:
             sums = [r for r in residuals if kinds.get(str(r.layer), phases[0]) == kind]
             stats, sizes = self._observe(on, graph, sums, kind)
@@ -132,25 +135,52 @@ class _Relief:
     def _observe(
         self, on: Calibration, graph: Graph | None, sums: list[Residual], kind: str
     ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-        """Return the statistics of every layer's input and, per operand of a sum, the size of each channel."""
+        """Return the statistics of the input of each layer and `Shortcut`, and of each operand of a sum the sizes."""
         totals: dict[str, Tensor] = {}
 
         def add(name: str, value: Tensor) -> None:
-            totals[name] = totals.get(name, 0) + value.abs().sum(0).double()
+            totals[name] = totals.get(name, 0) + value.abs().sum(0, dtype=torch.float64)
 
-        watch = {name: partial(add, name) for r in sums for name in (r.branch, r.skip)}
+        shortcuts = {str(node.module): node.inputs[0] for node in graph.nodes if node.op == "shortcut"} if graph else {}
+        operands = {name for r in sums for name in (r.branch, r.skip)}
+        watch = {name: partial(add, name) for name in operands.union(shortcuts.values())}
         forward = partial(run, graph, watch=watch) if graph else None
         collect = reductions(self.aggregate if kind == "conv" else "norm_of_mean")
-        with _whole_shortcuts(on.model, graph if not self.mask_shortcut else None):
+        with _whole_shortcuts(_inner(on.model), graph if not self.mask_shortcut else None):
             stats = on.observe(collect, forward)
+        stats |= {name: {"mean_abs": totals[node]} for name, node in shortcuts.items()}
         # a norm over positions: the mean over samples would only scale both sides of the comparison
-        return stats, {name: total.flatten(1).norm(dim=1) for name, total in totals.items()}
+        return stats, {name: totals[name].reshape(len(totals[name]), -1).norm(dim=1) for name in operands}
+
+
+def _require_finite(on: Calibration) -> None:
+    # before anything is cut: linear layers are scored when convolutions are pruned already
+    for name, parameter in on.topology.parameters(on.model):
+        if not parameter.isfinite().all():
+            raise NumericError(
+                f"{name} of shape {tuple(parameter.shape)} holds NaN or infinity; calibrate a network that was "
+                "trained without, such as its last good checkpoint"
+            )
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """Return the network inside what `torch.compile` and data parallelism put around it."""
+    while isinstance(model, nn.DataParallel | DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        model = cast(nn.Module, getattr(model, "_orig_mod" if hasattr(model, "_orig_mod") else "module"))
+    return model
+
+
+def _stem(on: Calibration, graph: Graph | None) -> str | None:
+    """Return the name of the convolution that runs first; without a graph, of the one named first."""
+    if graph:
+        return next((node.module for node in graph.nodes if node.op == "conv"), None)
+    return next((layer.name for layer in layers_of(on.model) if layer.kind == "conv"), None)
 
 
 def _graph(on: Calibration) -> Graph | None:
     try:
         device = next(on.model.parameters()).device
-        return read(on.model, on.inputs[0][:1].to(device))
+        return read(_inner(on.model), on.inputs[0][:1].to(device))
     except GraphError as error:
         _note(on, f"pruned without dead-unit sweeps and without the rule for residual sums: {error}")
         return None
@@ -188,7 +218,7 @@ def _outweighed(
 
 
 @contextmanager
-def _whole_shortcuts(model: torch.nn.Module, graph: Graph | None) -> Iterator[None]:
+def _whole_shortcuts(model: nn.Module, graph: Graph | None) -> Iterator[None]:
     """Let every shortcut channel pass for the moment; without a graph, leave them as they are."""
     names = {str(node.module) for node in graph.nodes if node.op == "shortcut"} if graph else ()
     scales = [getattr(model.get_submodule(name), "scale") for name in names]  # noqa: B009 - typed as Any
