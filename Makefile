@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test check docs-check lines bench clean
 
 demo: $(VENV)/ready
-	$(BIN)/synaptree run recipes/demo.toml --out runs/demo
+	$(BIN)/synaptree run demo --out runs/demo
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n 2

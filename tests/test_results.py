@@ -13,25 +13,21 @@ from rich.console import Console
 
 import synaptree.results
 from synaptree.core.errors import DataError, OptionError
-from synaptree.results import (
-    SCHEMA,
-    Epoch,
+from synaptree.core.files import replacing
+from synaptree.report.comparison import (
     Interval,
-    Result,
-    Round,
+    Row,
     as_json,
-    config_hash,
-    environment,
+    brief,
     markdown,
     not_below,
     paired_interval,
-    read,
-    replacing,
     rounds_by_seed,
+    sparsest,
     summary,
     table,
-    write,
 )
+from synaptree.results import SCHEMA, Epoch, Result, Round, config_hash, environment, read, write
 
 ITEMS = 1000
 
@@ -398,15 +394,58 @@ def test_the_markdown_of_a_row_reads_as_expected() -> None:
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_the_terminal_table_shows_the_same_cells() -> None:
-    rows = summary(three_seeds())
-    console = Console(width=200)
+def shown(rows: list[Row], width: int = 80) -> list[str]:
+    console = Console(width=width)
     with console.capture() as capture:
         console.print(table(rows))
-    shown = capture.get()
-    for line in markdown(rows).splitlines()[2:]:
-        for cell in line.strip("| ").split(" | "):
-            assert cell in shown
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+def test_the_terminal_table_of_three_seeds_reads_as_expected() -> None:
+    lines = shown(summary(three_seeds()))
+    assert lines[0] == "recipes/nnrelief/lenet5.toml: nnrelief"
+    assert lines[1].split() == [
+        "network", "round", "density", "accuracy", "to", "dense,", "points", "parameters", "bytes",
+    ]  # fmt: skip
+    cells = [line.split() for line in lines[3:]]
+    assert cells[0] == ["dense", "0", "100", "%", "99.00", "%", "-", "1,100", "-"]
+    assert cells[1] == [
+        "nnrelief", "1", "50", "%", "99.10", "%", "+0.10", "[+0.00,+0.30]", "550", "101", "bytes",
+    ]  # fmt: skip
+    assert cells[2][:7] == ["random", "1", "50", "%", "97.00", "%", "-2.00"]
+    assert lines[-2] == "Test accuracy; seeds: 3; in brackets 95 % intervals."
+    assert lines[-1] == "Sparsest round not below dense by 0.2 points: round 1, density 50 %."
+
+
+def test_the_widest_row_fits_eighty_columns() -> None:
+    dense = a_round(0, [], parameters_alive=15_245_130, parameters=15_245_130, bytes=99_999_999)
+    control = a_round(14, list(range(900)), parameters_alive=15_245_130, parameters=15_245_130, bytes=99_999_999)
+    results = [a_result(rounds=[dense]), a_result(control="magnitude_erdos_renyi", rounds=[control])]
+    lines = shown(summary(results))
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines[4:6]] == ["magnitude_erdos_", "renyi"]
+    assert "% -90.0 [-91." in lines[4]
+
+
+def test_a_brief_table_keeps_dense_the_sparsest_good_round_and_the_last_ones() -> None:
+    errors = {0: [], 1: [], 2: [1], 3: list(range(50)), 4: list(range(90))}
+    method = a_result(rounds=[a_round(number, wrong) for number, wrong in errors.items()])
+    every = a_result(control="magnitude", rounds=[a_round(number, errors[number]) for number in (1, 2, 3, 4)])
+    some = a_result(control="random", rounds=[a_round(number, errors[number]) for number in (1, 3)])
+    rows = summary([method, every, some])
+    assert [(row.control, row.round) for row in brief(rows, margin=0.5)] == [
+        (None, 0), (None, 2), (None, 4), ("magnitude", 2), ("magnitude", 4), ("random", 3),
+    ]  # fmt: skip
+    best = sparsest(rows, margin=0.5)
+    assert best is not None
+    assert best.round == 2
+
+
+def test_no_round_is_good_enough_where_all_are_below_dense() -> None:
+    rows = summary([a_result(rounds=[a_round(0, []), a_round(1, list(range(50)))])])
+    assert sparsest(rows) is None
+    assert [row.round for row in brief(rows)] == [0, 1]
+    assert shown(rows)[-1].endswith("points: none.")
 
 
 def test_a_table_of_nothing_is_empty() -> None:

@@ -4,15 +4,15 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from synaptree import methods
 from synaptree.core.errors import OptionError, SynaptreeError, unknown
 from synaptree.core.topology import Topology
-from synaptree.results import Result, config_hash, environment, read, write
+from synaptree.results import Result, Round, config_hash, environment, read, write
 from synaptree.train import zoo
 from synaptree.train.data import SETS, load
 from synaptree.train.loop import EpochLog, Interrupted, TrainOptions
@@ -20,6 +20,7 @@ from synaptree.train.network import Network
 from synaptree.train.programme import (
     Adopt,
     Load,
+    Log,
     Measure,
     Prune,
     Reinitialise,
@@ -32,7 +33,7 @@ from synaptree.train.programme import (
     read_test,
 )
 
-__all__ = ["CONTROLS", "Recipe", "Run", "load_recipe", "runs", "start"]
+__all__ = ["CONTROLS", "Recipe", "Run", "find_recipe", "load_recipe", "runs", "start"]
 
 CONTROLS = {
     "magnitude": "smallest weights go, at the method's own density in every layer",
@@ -119,10 +120,37 @@ class Recipe(Part):
             _known("control", name, CONTROLS)
         return controls
 
+    @model_validator(mode="after")
+    def _retraining_is_valid(self) -> Self:
+        try:
+            _ = self.retraining
+        except ValidationError as error:
+            raise ValueError("; ".join(_explain(part, "retrain") for part in error.errors())) from None
+        return self
+
     @property
     def retraining(self) -> TrainOptions:
         """How the network is trained after each edit."""
         return TrainOptions.model_validate(self.dense.model_dump() | self.retrain)
+
+
+def find_recipe(name: str) -> Path:
+    """Return the file of a recipe: `name` is a path, or a name under `recipes/`, here or in the package.
+
+    Raises:
+        OptionError: nothing lies there.
+    """
+    path = Path(name)
+    if path.is_file() or path.suffix == ".toml":
+        return path  # a missing one is told apart when it is read
+    places = (Path(__file__).parent / "recipes", Path("recipes"))
+    known = {
+        file.relative_to(place).with_suffix("").as_posix(): file
+        for place in places for file in sorted(place.rglob("*.toml"))
+    }  # fmt: skip
+    if name not in known:
+        raise unknown("recipe", name, known or ["(none lies under recipes/)"])
+    return known[name]
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -143,7 +171,6 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(config)
         methods.build(recipe.method, **recipe.method_options)
         zoo.build(recipe.model, **_model_options(recipe))
-        _ = recipe.retraining
     except ValidationError as error:
         raise OptionError(f"{path}: " + "; ".join(_explain(part) for part in error.errors())) from None
     return recipe
@@ -157,20 +184,43 @@ class Run:
         seed: of the run.
         control: name of the control, or None for the method itself.
         folder: where it keeps its files.
+        network: the network at work, while it runs.
+        log: what it has recorded so far, while it runs.
     """
 
     def __init__(self, recipe: Recipe, seed: int, control: str | None, out: Path) -> None:
         self.recipe, self.seed, self.control, self.out = recipe, seed, control, out
-        self.folder = self._folder(control)
         unhashed = {"name", "about", "seconds_per_epoch", "seeds", "controls"}
         self.config = recipe.model_dump(mode="json", exclude=unhashed)
         self.config |= {"seed": seed, "control": control, "at": recipe.controls.get(control) if control else None}
         self.hash = config_hash(self.config)
+        # two configurations never share a folder: a control must not start from another one's networks
+        self.folder = out / f"{control or recipe.method}-s{seed}-{self.hash}"
+        self.network, self.log = Network(torch.nn.Module()), Log()
 
     @property
     def title(self) -> str:
         """Name for people."""
         return f"{self.control or self.recipe.method}, seed {self.seed}"
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of training in the whole run."""
+        retraining = self.recipe.retraining.epochs
+        if self.control is not None:
+            at = self.recipe.controls[self.control]
+            return retraining * (self.recipe.rounds.rounds if at == "all" else len(at))
+        return self.recipe.dense.epochs + retraining * (1 if self._in_training() else self.recipe.rounds.rounds)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that an interrupted run goes on from."""
+        return self.folder / "checkpoint.safetensors"
+
+    def forget(self) -> None:
+        """Remove the result and the checkpoint, so that the run starts over."""
+        self.checkpoint.unlink(missing_ok=True)
+        self.result_file().unlink(missing_ok=True)
 
     def result_file(self) -> Path:
         """Return the file of the finished result."""
@@ -193,6 +243,7 @@ class Run:
         data = load(self.recipe.data, data_root, validation=self.recipe.validation)
         around = Surroundings(data, self.seed, self.folder, self._fresh, stop=stop, watch=watch)
         network = Network(self._fresh(self.seed), Topology(self.seed))
+        self.network, self.log = network, around.log
         status, reason = "failed", "stopped by an error of the programme"
         try:
             yield from develop(network, self.stages(), around, identity=self.hash, resume=resume)
@@ -211,11 +262,11 @@ class Run:
         """Return the programme of this run."""
         recipe = self.recipe
         method = methods.build(recipe.method, **recipe.method_options)
-        in_training = method.edit is None and type(method.when).__name__ != "Never"
-        if self.control is None and in_training:
-            return [Train(recipe.dense, "train", method), Measure()]
+        dense: list[Stage] = [Train(recipe.dense, "dense"), Measure()]
+        if self.control is None and self._in_training():
+            return [*dense, Rewind(0), Train(recipe.retraining, "train", method), Measure()]
         if self.control is None:
-            stages: list[Stage] = [Train(recipe.dense, "dense"), Measure()]
+            stages = dense
             for _ in range(recipe.rounds.rounds):
                 stages += [self._prune(method), *self._restart(), Train(recipe.retraining, "retrain"), Measure()]
             return stages
@@ -230,15 +281,19 @@ class Run:
             stages += [self._load(index), *self._control_round(index)]
         return stages
 
+    def _in_training(self) -> bool:
+        method = methods.build(self.recipe.method, **self.recipe.method_options)
+        return method.edit is None and type(method.when).__name__ != "Never"
+
     def _load(self, before: int) -> Stage:
         """Return the stage that starts from the dense network, with the data order the method met in round `before`."""
         seen = self.recipe.dense.epochs + (before - 1) * self.recipe.retraining.epochs
-        return Load(self._folder(None), epoch=seen)
+        return Load(self._parent().folder, epoch=seen)
 
     def _control_round(self, index: int) -> list[Stage]:
         """Return the stages that bring a control to the method's density of round `index`."""
-        parent = self._folder(None)
-        densities = self._densities(index)
+        parent = self._parent().folder
+        aim = self._parent_round(index)
         retrain: list[Stage] = [Train(self.recipe.retraining, "retrain"), Measure()]
         match self.control:
             case "shuffled":
@@ -246,10 +301,10 @@ class Run:
             case "reinitialised":
                 return [Adopt(parent, index), Reinitialise(), *retrain]
             case "random" | "magnitude":
-                method = methods.build(self.control, allocate=densities)
+                method = methods.build(self.control, allocate=dict(aim.layers))
             case _:
                 allocate = str(self.control).removeprefix("magnitude_")
-                method = methods.build("magnitude", density=self._density(index), allocate=allocate)
+                method = methods.build("magnitude", density=aim.density, allocate=allocate)
         return [self._prune(method, index), *self._restart(), *retrain]
 
     def _prune(self, method: Any, index: int | None = None) -> Stage:
@@ -260,26 +315,20 @@ class Run:
         rounds = self.recipe.rounds
         return [Rewind(rounds.rewind_step)] if rounds.restart == "rewind" else []
 
-    def _parent(self) -> Result:
-        result = Run(self.recipe, self.seed, None, self.out).done()
+    def _parent(self) -> "Run":
+        return Run(self.recipe, self.seed, None, self.out)
+
+    def _parent_round(self, index: int) -> Round:
+        result = self._parent().done()
         if result is None:
             raise OptionError(f"the control {self.control!r} needs the method's own result first, seed {self.seed}")
-        return result
-
-    def _densities(self, index: int) -> dict[str, float]:
-        rounds = {part.round: part for part in self._parent().rounds}
+        rounds = {part.round: part for part in result.rounds}
         if index not in rounds:
             raise OptionError(f"the control {self.control!r} asks for round {index}; there are rounds {sorted(rounds)}")
-        return dict(rounds[index].layers)
-
-    def _density(self, index: int) -> float:
-        return next(part.density for part in self._parent().rounds if part.round == index)
+        return rounds[index]
 
     def _fresh(self, seed: int) -> torch.nn.Module:
         return zoo.build(self.recipe.model, seed=seed, **_model_options(self.recipe))
-
-    def _folder(self, control: str | None) -> Path:
-        return self.out / f"{control or self.recipe.method}-s{self.seed}"
 
     def _write(self, around: Surroundings, status: str, reason: str, started: datetime) -> None:
         epochs = around.log["epochs"]
@@ -373,13 +422,15 @@ def _model_options(recipe: Recipe) -> dict[str, Any]:
 _KEYS: dict[str, list[str]] = {
     "": list(Recipe.model_fields),
     "dense": list(TrainOptions.model_fields),
+    "retrain": list(TrainOptions.model_fields),
     "rounds": list(Rounds.model_fields),
 }
 
 
-def _explain(problem: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
+def _explain(problem: Mapping[str, Any], within: str = "") -> str:
+    where = ".".join(str(part) for part in (within, *problem["loc"]) if part != "")
+    message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         part = where.rpartition(".")[0]
         return str(unknown("key", where, [f"{part}.{key}" if part else key for key in _KEYS.get(part, ())]))
-    return f"{where}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}"
+    return f"{where}: {message}, got {problem['input']!r}" if where else message

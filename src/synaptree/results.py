@@ -1,4 +1,4 @@
-"""What a run leaves behind: its record, the file it is kept in, and the comparison of many runs."""
+"""What a run leaves behind: its record, and the file it is kept in."""
 
 import hashlib
 import json
@@ -6,29 +6,20 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from reprlib import repr as shorten
-from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import synaptree
 from synaptree.core.errors import DataError, OptionError
+from synaptree.core.files import replacing
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-__all__ = [
-    "SCHEMA", "Epoch", "Interval", "Result", "Round", "Row", "as_json", "config_hash", "environment",
-    "markdown", "not_below", "paired_interval", "read", "replacing", "rounds_by_seed", "summary", "table",
-    "write",
-]
+__all__ = ["SCHEMA", "Epoch", "Result", "Round", "config_hash", "environment", "read", "write"]
 
 SCHEMA: Final = 1
 """Version of the result file; another version is refused on reading."""
@@ -36,7 +27,6 @@ SCHEMA: Final = 1
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
-Key = tuple[str, str, str | None, int]  # recipe, method, control, number of the round
 
 
 class Record(BaseModel):
@@ -183,21 +173,6 @@ def _memory() -> float | None:
     return None
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to, which takes its place only if the block succeeds.
-
-    The folder is made if need be.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write(result: Result, folder: Path) -> Path:
     """Write `result` to `folder/<recipe>-<method or control>-s<seed>-<hash>.json`; return that path.
 
@@ -247,215 +222,3 @@ def _read(file: Path) -> Result:
             f"{file} is not a result of schema version {SCHEMA}: {place}: {first['msg']}, "
             f"got {shorten(first['input'])}; run the recipe again or move the file away"
         ) from error
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with the interval around it, in percentage points."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def paired_interval(
-    errors_a: Sequence[Collection[int]], errors_b: Sequence[Collection[int]], items: int,
-    *, level: float = 0.95, resamples: int = 2000, seed: int = 0,
-) -> Interval:
-    """Return the accuracy of a minus that of b in percentage points, with its bootstrap interval.
-
-    Seeds and items are resampled independently of each other (the pigeonhole bootstrap: A.B. Owen,
-    Annals of Applied Statistics 1(2):386-411, 2007), so that the interval covers both another test
-    set and another training run. With one seed only the items are resampled.
-
-    Args:
-        errors_a: misclassified test items of a, indices in [0, items), one collection per seed.
-        errors_b: the same of b; entry k of both stands for the same seed.
-        items: size of the test set.
-        level: share of the resamples within the interval, in (0, 1).
-        resamples: number of resamples.
-        seed: of the resampling; the same seed gives the same interval.
-
-    Raises:
-        OptionError: no seeds, unequal numbers of them, an index outside the test set, or a level or number
-            of resamples outside its range.
-
-    >>> paired_interval([[0, 1]], [[0, 1]], items=100)
-    Interval(mean=0.0, low=0.0, high=0.0)
-    """
-    if not 0 < len(errors_a) == len(errors_b):
-        got = f"{len(errors_a)} and {len(errors_b)}"
-        raise OptionError(f"one entry per seed is wanted on both sides, got {got}")
-    if not 0 < level < 1 or resamples < 1:
-        raise OptionError(f"level must lie in (0, 1) and resamples from 1 on, got {level} and {resamples}")
-    wrong_a, wrong_b = (np.stack([_wrong(e, items) for e in errors]) for errors in (errors_a, errors_b))
-    # Items on which all seeds agree are interchangeable: drawing how often each pattern of differences
-    # occurs is the same as drawing the items, and there are few patterns.
-    patterns, counts = np.unique(wrong_b - wrong_a, axis=1, return_counts=True)
-    rng = np.random.default_rng(seed)
-    seeds = len(errors_a)
-    rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
-    columns = rng.multinomial(items, counts / items, size=resamples)
-    means = np.einsum("rs,sp,rp->r", rows, patterns, columns, optimize=True) * 100 / (seeds * items)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(patterns.sum(0) @ counts * 100 / (seeds * items)), float(low), float(high))
-
-
-def _wrong(errors: Collection[int], items: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """1 at each misclassified item, shape `(items,)`."""
-    index = np.fromiter(errors, dtype=np.int64)
-    if items < 1 or (index.size and not 0 <= index.min() <= index.max() < items):
-        raise OptionError(f"misclassified items must lie in [0, {items}), got {shorten(sorted(errors))}")
-    wrong = np.zeros(items, dtype=np.int64)
-    wrong[index] = 1
-    return wrong
-
-
-def not_below(interval: Interval, margin: float = 0.2) -> bool:
-    """Say whether a difference to dense counts as none: its lower end is at most `margin` points below 0.
-
-    >>> not_below(Interval(-0.05, -0.15, 0.05)), not_below(Interval(0.1, -0.3, 0.5))
-    (True, False)
-    """
-    return interval.low >= -margin
-
-
-@dataclass(frozen=True)
-class Row:
-    """One round of a method or control of a recipe, over its seeds; a count is the mean over them.
-
-    What not every seed measured is None, and so is the spread of a single seed.
-    """
-
-    name: str  # of the recipe
-    method: str
-    control: str | None
-    round: int
-    seeds: int
-    density: float  # [0, 1]
-    accuracy: float | None  # on the test set, [0, 1]
-    deviation: float | None  # standard deviation of the accuracy over seeds
-    difference: Interval | None  # to dense, in percentage points
-    parameters_alive: float
-    bytes: float | None
-    macs_alive: float | None
-    indicative: bool  # fewer than three seeds
-
-
-def rounds_by_seed(results: Iterable[Result]) -> dict[Key, dict[int, Round]]:
-    """Return the rounds of each (recipe, method, control, round number), by seed, in this order.
-
-    The method itself (control None) comes before its controls.
-
-    Raises:
-        DataError: two results of the same recipe, method, control and seed.
-    """
-    groups: dict[Key, dict[int, Round]] = {}
-    for result in results:
-        for part in result.rounds:
-            group = groups.setdefault((result.recipe, result.method, result.control, part.round), {})
-            if result.seed in group:
-                name = f"recipe {result.recipe!r}, {result.control or result.method}, seed {result.seed}"
-                raise DataError(f"{name}: round {part.round} occurs twice; leave one of the results out")
-            group[result.seed] = part
-    order = sorted(groups, key=lambda k: (k[0], k[1], k[2] or "", k[3]))
-    return {key: dict(sorted(groups[key].items())) for key in order}
-
-
-def summary(results: Iterable[Result]) -> list[Row]:
-    """Return one row for each recipe, method or control, and round.
-
-    Dense is round 0 of the method itself with the same seed; the difference to it is left out (None)
-    unless every seed of the row has its dense partner and both have their test errors. Finished rounds
-    of interrupted and failed runs count.
-
-    Raises:
-        DataError: a seed occurs twice in a row, or test sets of different sizes are compared.
-    """
-    groups = rounds_by_seed(results)
-    return [_row(key, groups[key], groups.get((*key[:2], None, 0), {})) for key in groups]
-
-
-def _row(key: Key, rounds: dict[int, Round], dense: dict[int, Round]) -> Row:
-    recipe, method, control, number = key
-
-    def mean(field: str, of: Callable[[list[float]], float] = fmean) -> float | None:
-        values = [getattr(r, field) for r in rounds.values()]
-        return None if None in values else of(values)
-
-    return Row(
-        name=recipe, method=method, control=control, round=number, seeds=len(rounds),
-        density=fmean(r.density for r in rounds.values()),
-        accuracy=mean("test_accuracy"),
-        deviation=mean("test_accuracy", stdev) if len(rounds) > 1 else None,
-        difference=None if rounds is dense else _difference(rounds, dense, recipe),
-        parameters_alive=fmean(r.parameters_alive for r in rounds.values()),
-        bytes=mean("bytes"),
-        macs_alive=mean("macs_alive"),
-        indicative=len(rounds) < 3,
-    )
-
-
-def _difference(rounds: dict[int, Round], dense: dict[int, Round], recipe: str) -> Interval | None:
-    if not rounds.keys() <= dense.keys():
-        return None
-    pairs = [(r, dense[seed]) for seed, r in rounds.items()]
-    a, b = ([r.test_errors for r in side if r.test_errors is not None] for side in zip(*pairs, strict=True))
-    if not len(a) == len(b) == len(pairs):
-        return None
-    sizes = sorted({r.test_items or 0 for pair in pairs for r in pair})
-    if len(sizes) > 1:
-        raise DataError(f"recipe {recipe!r} was tested on {sizes} items; compare results of one test set")
-    return paired_interval(a, b, sizes[0])
-
-
-def _cells(row: Row) -> dict[str, str]:
-    """What a table prints of a row, by column."""
-    def count(value: float | None) -> str:
-        return "-" if value is None else f"{value:,.0f}"
-
-    accuracy = "-" if row.accuracy is None else f"{100 * row.accuracy:.2f}"
-    spread = "" if row.deviation is None else f" ± {100 * row.deviation:.2f}"
-    d = row.difference
-    return {
-        "recipe": row.name,
-        "method": row.method if row.control is None else f"{row.method}: {row.control}",
-        "round": str(row.round),
-        "density %": f"{100 * row.density:.3g}",
-        "test accuracy %": accuracy + spread,
-        "to dense, points": "-" if d is None else f"{d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}]",
-        "parameters": count(row.parameters_alive),
-        "bytes": count(row.bytes),
-        "MACs": count(row.macs_alive),
-        "seeds": f"{row.seeds} (indicative)" if row.indicative else str(row.seeds),
-    }
-
-
-_LEFT = ("recipe", "method")  # columns of words; numbers stand on the right
-
-
-def table(rows: Sequence[Row]) -> "Table":
-    """Return the rows as a table for the terminal."""
-    from rich.table import Table
-    from rich.text import Text
-
-    out = Table()
-    for column in _cells(rows[0]) if rows else ():
-        out.add_column(column, justify="left" if column in _LEFT else "right")
-    for row in rows:
-        # Text, since the brackets of an interval are markup to rich
-        out.add_row(*map(Text, _cells(row).values()), style=None if row.control else "bold")
-    return out
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """Return the rows as a Markdown table, one line each."""
-    cells = [_cells(row) for row in rows]
-    head = list(cells[0]) if rows else []
-    lines = [head, [":--" if h in _LEFT else "--:" for h in head], *(c.values() for c in cells)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines if line)
-
-
-def as_json(rows: Sequence[Row]) -> str:
-    """Return the rows as a JSON list of objects with the fields of `Row`."""
-    return _lines([asdict(row) for row in rows])

@@ -68,11 +68,11 @@ def test_another_shape_under_the_same_name_is_refused(tmp_path):
         load_into(nn.Linear(4, 2), tmp_path / "net")
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"no file of ours", lambda b: b""])
-def test_a_damaged_file_is_a_clear_error(tmp_path, damage):
+@pytest.mark.parametrize("left", [0, 7, 100])
+def test_a_truncated_file_is_a_clear_error(tmp_path, left):
     file = tmp_path / "net"
     save_sparse(nn.Linear(3, 2), file)
-    file.write_bytes(damage(file.read_bytes()))
+    file.write_bytes(file.read_bytes()[:left])
     with pytest.raises(CheckpointError, match="cannot be read as a synaptree file"):
         load_into(nn.Linear(3, 2), file)
 

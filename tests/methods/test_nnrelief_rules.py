@@ -249,3 +249,18 @@ def test_calibration_never_holds_the_activations_of_two_batches(conv_aggregate):
     prune(net, nnrelief(conv_aggregate=conv_aggregate), torch.randn(40, 3, 4, 4).split(10))
     assert len(inputs) > 2 * 4 * len(others)
     assert set(held) == {0}
+
+
+def test_a_layer_that_nothing_flows_through_is_left_alone_and_named():
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.idle = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x)
+
+    topology = prune(Unused(), nnrelief(alpha_fc=0.5), torch.rand(8, 4))
+    assert topology.density("idle.weight") == 1.0
+    assert topology.density("fc.weight") < 1.0
+    assert topology.notes == ["left alone, since nothing flows through them: idle"]

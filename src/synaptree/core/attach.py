@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from synaptree.core.topology import Delta, Topology
 __all__ = ["Attached", "attach", "groups_of", "views_of"]
 
 _owners: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""Parameter -> the Attached that masks it, so that two cannot fight over one."""
+"""Parameter -> weak reference to the Attached that masks it, so that two cannot fight over one."""
 
 
 def attach(
@@ -88,17 +89,9 @@ class Attached:
     ) -> None:  # fmt: skip
         self.model, self.method, self.topology, self.layers = model, method, topology, layers
         self.last: Delta | None = None
-        self._parameters = dict(topology.parameters(model))
-        for name, parameter in self._parameters.items():
-            if parameter in _owners:
-                raise AttachError(
-                    f"{name} of shape {tuple(parameter.shape)} is attached already; "
-                    "call finish() or detach() on the first attachment, or keep the two apart with include and exclude"
-                )
+        self._parameters = self._free_parameters()
         self._hook: Any = None
         self.rebind(optimizer)
-        for parameter in self._parameters.values():
-            _owners[parameter] = self
         self._start_signals()
         topology.apply(model)
         self._refresh()
@@ -132,7 +125,7 @@ class Attached:
             self._hook.remove()
             self._hook = None
         for parameter in self._parameters.values():
-            if _owners.get(parameter) is self:
+            if _owner(parameter) is self:
                 del _owners[parameter]
 
     def finish(self) -> Topology:
@@ -149,9 +142,10 @@ class Attached:
         """Take over what `state_dict` returned, and set dead weights to 0.
 
         Raises:
-            CheckpointError: it holds no masks, or masks of other parameters.
+            CheckpointError: it holds no masks, or masks of other parameters; then nothing is changed.
         """
-        self.topology.load_state_dict(state["topology"])
+        self.topology.load_state_dict(state.get("topology", {}))
+        self._start_signals()
         self.topology.apply(self.model)
         self._refresh()
 
@@ -173,6 +167,8 @@ class Attached:
         if overflow is not None and float(overflow) > 0:
             return
         self.topology.step += 1
+        if self._version != self.topology.version:  # edited by others, such as `prune`
+            self._refresh()
         if self._masked:
             torch._foreach_mul_(self._masked, self._masks)
         if self.method is not None:
@@ -192,11 +188,8 @@ class Attached:
             self.edit(method.rule(groups_of(self.layers, method, views, self.topology), self.topology.step))
 
     def _views(self, gradient: bool) -> dict[str, View]:
-        scale = getattr(self.optimizer, "grad_scale", None)
-        grads: dict[str, Tensor] = {}
-        for name, parameter in self._parameters.items():
-            if gradient and parameter.grad is not None:
-                grads[name] = parameter.grad if scale is None else parameter.grad / scale
+        # after the step: a fused optimizer with a GradScaler has unscaled the gradients in place
+        grads = {name: p.grad for name, p in self._parameters.items() if gradient and p.grad is not None}
         return views_of(self.layers, self.topology, grads=grads)
 
     def _start_signals(self) -> None:
@@ -207,14 +200,28 @@ class Attached:
                 if state := signal.init(view):
                     self.topology.state.setdefault(f"{name}/{parameter}", state)
 
+    def _free_parameters(self) -> dict[str, nn.Parameter]:
+        parameters = dict(self.topology.parameters(self.model))
+        for name, parameter in parameters.items():
+            if _owner(parameter) not in (None, self):
+                raise AttachError(
+                    f"{name} of shape {tuple(parameter.shape)} is attached already; "
+                    "call finish() or detach() on the first attachment, or keep the two apart with include and exclude"
+                )
+        return parameters
+
     def _refresh(self) -> None:
         """Derive the float masks that are multiplied in after every step; wholly alive tensors need none."""
+        self._version = self.topology.version
+        self._parameters = self._free_parameters()
+        for parameter in self._parameters.values():
+            _owners[parameter] = ref(self)
+        # frozen ones too: they may thaw before the next edit
         sparse = [name for name, mask in self.topology.masks.items() if not bool(mask.all())]
-        trained = [name for name in sparse if self._parameters[name].requires_grad]
-        self._masked: list[Tensor] = [self._parameters[name] for name in trained]
+        self._masked: list[Tensor] = [self._parameters[name] for name in sparse]
         # foreach takes its fast path only for tensors of equal shape, type and strides
         self._masks: list[Tensor] = [
-            torch.empty_like(self._parameters[name]).copy_(self.topology.expanded(name)) for name in trained
+            torch.empty_like(self._parameters[name]).copy_(self.topology.expanded(name)) for name in sparse
         ]
 
     def _clear(self, parameter: nn.Parameter, born: Tensor) -> None:
@@ -269,6 +276,11 @@ def views_of(
                     topology.step, topology.rng, stats.get(layer.name, {}),
                 )  # fmt: skip
     return views
+
+
+def _owner(parameter: nn.Parameter) -> Attached | None:
+    owner = _owners.get(parameter)
+    return None if owner is None else owner()
 
 
 def _inner(optimizer: Any) -> Optimizer:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from synaptree.core.errors import unknown
+from synaptree.core.errors import AttachError, unknown
 from synaptree.core.layer import Layer
 from synaptree.core.probe import Reduction, mean_abs_input
 from synaptree.core.signal import Signal, View, stateless
@@ -74,8 +74,11 @@ def kernel_norms(layer: Layer, maps: Tensor, aggregate: Aggregate = "norm_of_mea
 
 
 def _read(view: View, aggregate: Aggregate) -> Tensor:
-    if not view.stats:  # nothing flowed through the layer
-        return torch.zeros(view.mask.shape, device=view.weight.device)
+    if not view.stats:
+        raise AttachError(
+            f"layer {view.layer.name!r}: nothing is known of what flows into it; contributions want a method "
+            "whose `edit` observes `reductions(...)` first"
+        )
     maps = view.stats["mean_abs"]
     if view.layer.kind == "linear":
         return view.weight.abs() * maps if view.role == "weight" else view.weight.abs()

@@ -16,8 +16,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # the ending stays, since writers choose their format by it
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield partial
         os.replace(partial, path)

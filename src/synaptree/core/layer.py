@@ -5,15 +5,19 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from synaptree.core.errors import AttachError, OptionError, unknown
 
-__all__ = ["KINDS", "Layer", "clean", "layers_of", "mask_shape"]
+__all__ = ["KINDS", "Layer", "clean", "layers_of", "mask_shape", "unwrapped"]
 
 KINDS: Mapping[str, tuple[type[nn.Module], ...]] = {
     "linear": (nn.Linear,),
     "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
 }
+
+_AROUND = (nn.DataParallel, DistributedDataParallel, AveragedModel)
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,13 @@ def clean(name: str) -> str:
     'fc1.weight'
     """
     return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside what `torch.compile`, data parallelism and weight averaging put around it."""
+    while isinstance(model, _AROUND) or hasattr(model, "_orig_mod"):
+        model = getattr(model, "_orig_mod" if hasattr(model, "_orig_mod") else "module")
+    return model
 
 
 def layers_of(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from synaptree.core.attach import groups_of, views_of
-from synaptree.core.errors import AttachError
+from synaptree.core.errors import AttachError, NumericError
 from synaptree.core.layer import Layer, layers_of
 from synaptree.core.method import Method
 from synaptree.core.probe import Probe, Reduction
@@ -66,6 +66,7 @@ def prune(
         raise AttachError(f"{method!r} needs data to calibrate on, got none: give batches of inputs")
     topology = Topology(seed) if topology is None else topology
     topology.cover(layers, method.granularity, biases=method.biases)
+    _require_finite(model, topology)
     topology.apply(model)
     topology.notes = []
     calibration = Calibration(model, method, topology, layers, inputs)
@@ -119,6 +120,15 @@ class Calibration:
         delta = self.topology.edit(masks)
         self.topology.apply(self.model)
         return delta
+
+
+def _require_finite(model: nn.Module, topology: Topology) -> None:
+    for name, parameter in topology.parameters(model):
+        if not parameter.isfinite().all():
+            raise NumericError(
+                f"{name} of shape {tuple(parameter.shape)} holds NaN or infinity; calibrate a network that was "
+                "trained without, such as its last good checkpoint"
+            )
 
 
 def _one_pass(calibration: Calibration) -> None:

@@ -86,4 +86,5 @@ class Probe:
 def mean_abs_input(layer: Layer, x: Tensor) -> Tensor:
     """Return the sum over samples of `|x|`: `(in,)` for a linear layer, `(in, *map)` for a convolution."""
     values = x.abs().reshape(-1, x.shape[-1]) if layer.kind == "linear" else x.abs()
-    return values.sum(0, dtype=torch.promote_types(x.dtype, torch.float32))  # a sum in half precision overflows
+    # a sum in half precision overflows, and one in float32 depends on how samples were cut into batches
+    return values.sum(0, dtype=torch.float64)

@@ -33,7 +33,7 @@ class Part:
         """Return the scores by the signal of that name.
 
         Raises:
-            NumericError: a score of an existing connection is NaN.
+            NumericError: a score is NaN.
         """
         if signal not in self.scores:
             raise unknown("signal", signal, self.scores)
@@ -157,7 +157,7 @@ def carrying(contribution: Tensor, alpha: float, keep_rule: Literal["paper", "re
 class Share:
     """Each receiving unit keeps the fewest contributors, its bias among them, that carry `alpha` of its signal.
 
-    Units with one contributor are exempt: they keep it, unless it is 0 already.
+    Units with one contributor are exempt: they keep it, if it exists.
 
     Args:
         alpha: share in (0, 1] by kind of layer; a kind left out is not pruned.
@@ -232,6 +232,7 @@ class Threshold:
             return [(score > self.value) & (score > -math.inf) for score in scores]
         flat = torch.cat([score.flatten().double() for score in scores])
         alive = int((flat > -math.inf).sum())
-        keep = largest(flat, alive - int(self.cut * alive)) if self.cut is not None else flat > -math.inf
+        # 1e-9: as above
+        keep = largest(flat, alive - int(self.cut * alive + 1e-9)) if self.cut is not None else flat > -math.inf
         pieces = keep.split([score.numel() for score in scores])
         return [piece.view_as(score) for piece, score in zip(pieces, scores, strict=True)]

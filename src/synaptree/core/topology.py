@@ -35,6 +35,7 @@ class Topology:
     Attributes:
         masks: parameter name -> bool tensor.
         step: optimizer updates made so far.
+        version: changes of the masks so far, by which whoever keeps something derived from them sees its age.
         state: what a method's signals remember: "signal/parameter" -> named tensors.
         notes: what the last edit could not do, in sentences.
 
@@ -50,6 +51,7 @@ class Topology:
         self.masks: dict[str, Tensor] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.step = 0
+        self.version = 0
         self.state: dict[str, dict[str, Tensor]] = {}
         self.notes: list[str] = []
         self.rng = torch.Generator().manual_seed(seed)
@@ -69,27 +71,29 @@ class Topology:
         """Give every layer that has no mask yet a dense one, at the granularity of its kind.
 
         Raises:
-            ShapeError: a layer has a mask of another granularity already.
+            ShapeError: a layer has a mask of another granularity already; then nothing is changed.
         """
+        layers = tuple(layers)
+        for layer in layers:
+            shape, wanted = tuple(layer.module.weight.shape), granularity[layer.kind]
+            if layer.weight in self.masks and tuple(self.masks[layer.weight].shape) != mask_shape(shape, wanted):
+                raise ShapeError(
+                    f"{layer.weight} of shape {shape} has a mask of shape {tuple(self.masks[layer.weight].shape)} "
+                    f"already, and granularity {wanted!r} wants {mask_shape(shape, wanted)}; "
+                    "use the granularity it was pruned with"
+                )
         for layer in layers:
             weight, bias = layer.module.weight, layer.module.bias
-            wanted = mask_shape(tuple(weight.shape), granularity[layer.kind])
             if layer.weight not in self.masks:
                 self.add(layer.weight, tuple(weight.shape), granularity[layer.kind], device=weight.device)
-            elif tuple(self.masks[layer.weight].shape) != wanted:
-                raise ShapeError(
-                    f"{layer.weight} of shape {tuple(weight.shape)} has a mask of shape "
-                    f"{tuple(self.masks[layer.weight].shape)} already, and granularity "
-                    f"{granularity[layer.kind]!r} wants "
-                    f"{wanted}; use the granularity it was pruned with"
-                )
-            if biases and layer.bias is not None and layer.bias not in self.masks:
+            if biases and bias is not None and layer.bias is not None and layer.bias not in self.masks:
                 self.add(layer.bias, tuple(bias.shape), device=weight.device)
 
     def add(
         self, name: str, shape: tuple[int, ...], granularity: str = "weight", *, device: torch.device | str = "cpu"
     ) -> None:
         """Give the parameter `name` of shape `shape` a mask in which every connection exists."""
+        self.version += 1
         self.shapes[name] = tuple(shape)
         self.masks[name] = torch.ones(mask_shape(tuple(shape), granularity), dtype=torch.bool, device=device)
 
@@ -109,6 +113,7 @@ class Topology:
         for name, mask in masks.items():
             self._check(name, mask)
         born, died = {}, {}
+        self.version += 1
         self._edits.append(self.step)
         for name, mask in masks.items():
             old, new = self.masks[name], mask.detach().clone()
@@ -119,7 +124,7 @@ class Topology:
 
     def age(self, name: str) -> Tensor:
         """Return the updates since birth of each connection of `name` (int64, 0 where none exists)."""
-        mask = self.masks[name]
+        mask = self._mask(name)
         births = self._births.get(name, torch.zeros_like(mask, dtype=torch.int32))
         steps = torch.tensor(self._edits, device=mask.device)
         return (self.step - steps[births.long()]) * mask
@@ -135,16 +140,16 @@ class Topology:
 
     def weights(self, name: str) -> int:
         """Return how many weights the parameter `name` has, existing or not."""
-        return torch.Size(self.shapes[name]).numel()
+        return self.expanded(name).numel()
 
     def weights_alive(self, name: str) -> int:
         """Return how many weights of the parameter `name` exist."""
-        mask = self.masks[name]
+        mask = self._mask(name)
         return int(mask.sum()) * (self.weights(name) // max(1, mask.numel()))
 
     def expanded(self, name: str) -> Tensor:
         """Return the mask of `name` at the shape of its parameter."""
-        return self.masks[name].expand(self.shapes[name])
+        return self._mask(name).expand(self.shapes[name])
 
     @torch.no_grad()
     def apply(self, model: nn.Module) -> None:
@@ -157,7 +162,7 @@ class Topology:
         """Yield the masked parameters of `model` with their names.
 
         Raises:
-            ShapeError: the model lacks one of them, or has it in another shape.
+            ShapeError: the model lacks one of them, or has it in another shape; then none is yielded.
         """
         own = {clean(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
         for name, shape in self.shapes.items():
@@ -167,7 +172,7 @@ class Topology:
                     f"{name}: the topology masks a parameter of shape {shape}, {type(model).__name__} {got}; "
                     "use the model the topology was made for"
                 )
-            yield name, own[name]
+        yield from ((name, own[name]) for name in self.shapes)
 
     def digest(self) -> str:
         """Return a hash of all masks, equal exactly where the masks are."""
@@ -194,30 +199,51 @@ class Topology:
         """Take over what `state_dict` returned.
 
         Raises:
-            CheckpointError: it holds no masks, or masks of other parameters; then nothing is changed.
+            CheckpointError: it holds no masks, masks of other parameters or of another granularity, or
+                is damaged; then nothing is changed.
         """
         if not state.get("masks"):
             raise CheckpointError("the checkpoint holds no masks: it was not written by a synaptree topology")
-        shapes = {name: tuple(shape) for name, shape in state["shapes"].items()}
-        if self.shapes and (differ := set(self.shapes.items()) ^ set(shapes.items())):
-            names = ", ".join(sorted({name for name, _ in differ}))
-            raise CheckpointError(f"the checkpoint belongs to another model or method: {names} differ in name or shape")
+        trial = Topology()
+        try:
+            trial._take(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"the checkpoint is damaged: {type(error).__name__}: {error}") from error
+        if self.masks and (differ := self._forms() ^ trial._forms()):
+            names = ", ".join(sorted({name for name, *_ in differ}))
+            raise CheckpointError(
+                f"the checkpoint belongs to another model or method: {names} differ in name, shape or granularity"
+            )
+        self._take(state)
+
+    def __repr__(self) -> str:
+        return f"Topology({len(self.masks)} masks, density {self.density():.4f}, step {self.step})"
+
+    def _take(self, state: Mapping[str, Any]) -> None:
+        self.version += 1
+        self.shapes = {name: tuple(shape) for name, shape in state["shapes"].items()}
         devices = {name: mask.device for name, mask in self.masks.items()}
-        self.shapes = shapes
-        self.masks = {n: m.to(devices.get(n, m.device)).bool().clone() for n, m in state["masks"].items()}
-        self._births = {n: b.to(self.masks[n].device).clone() for n, b in state["births"].items()}
+        masks = {name: state["masks"][name] for name in self.shapes}
+        self.masks = {name: mask.to(devices.get(name, mask.device)).bool().clone() for name, mask in masks.items()}
+        self._births = {
+            name: torch.zeros_like(self.masks[name], dtype=torch.int32).copy_(births)
+            for name, births in state["births"].items()
+        }
         self._edits, self.step = list(state["edits"]), int(state["step"])
         self.rng.set_state(state["rng"].cpu())
         self.state = _cloned(state["state"])
         self.notes = list(state["notes"])
 
-    def __repr__(self) -> str:
-        return f"Topology({len(self.masks)} masks, density {self.density():.4f}, step {self.step})"
+    def _forms(self) -> set[tuple[str, tuple[int, ...], torch.Size]]:
+        return {(name, shape, self.masks[name].shape) for name, shape in self.shapes.items()}
 
-    def _check(self, name: str, mask: Tensor) -> None:
+    def _mask(self, name: str) -> Tensor:
         if name not in self.masks:
             raise unknown("masked parameter", name, self.masks)
-        wanted = self.masks[name].shape
+        return self.masks[name]
+
+    def _check(self, name: str, mask: Tensor) -> None:
+        wanted = self._mask(name).shape
         if mask.shape != wanted or mask.dtype != torch.bool:
             raise ShapeError(
                 f"{name}: wanted a bool mask of shape {tuple(wanted)} for the parameter of shape "

@@ -58,7 +58,8 @@ def gradual_magnitude(
         allocate: "uniform", "erdos_renyi", "global", or a table layer -> density.
         conv: granularity in convolutions: "weight", "kernel" or "unit".
 
-    When to use it: one training run is affordable and no pre-trained network is there.
+    When to use it: one training run is affordable and no pre-trained network is there. When not: the trained
+    network exists already, or training is too short for the network to recover between cuts.
     Paper: Zhu and Gupta 2017 (1710.01878), equation 1.
     Differs: the last cut falls on `last` even where `every` does not divide it.
     """
@@ -88,7 +89,8 @@ def iterative_magnitude(
         allocate: "global", or "uniform", "erdos_renyi" for their densities per layer.
         conv: granularity in convolutions: "weight", "kernel" or "unit".
 
-    When to use it: as the strongest control, where a training run per level is affordable.
+    When to use it: as the strongest control, where a training run per level is affordable. When not: it is
+    not, or large networks are rewound to their very first weights; then rewind to a later step.
     Paper: Frankle and Carbin 2019 (1803.03635), section 2.
     Differs: exactly `ceil(cut n)` go; the published code also cuts the next smallest and all ties, and
     leaves the output layer out (here: `exclude=[...]`).

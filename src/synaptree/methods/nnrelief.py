@@ -1,19 +1,18 @@
 """NNrelief: each unit keeps the fewest inputs that carry a share alpha of its signal."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, cast
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from synaptree.core.contribution import Aggregate, contribution, reductions
-from synaptree.core.errors import NumericError, unknown
-from synaptree.core.layer import layers_of
+from synaptree.core.errors import unknown
+from synaptree.core.layer import layers_of, unwrapped
 from synaptree.core.method import Method, method
 from synaptree.core.oneshot import Calibration
 from synaptree.core.rule import Share
@@ -21,6 +20,7 @@ from synaptree.graph.flow import needed, seen
 from synaptree.graph.node import Graph, GraphError
 from synaptree.graph.read import read, run
 from synaptree.graph.residual import Residual, norm_of, residual_sums
+from synaptree.graph.shortcut import whole_shortcuts
 from synaptree.graph.units import DeadNorm, without_units
 
 __all__ = ["nnrelief"]
@@ -108,7 +108,6 @@ class _Relief:
     dead_bn: DeadNorm
 
     def __call__(self, on: Calibration) -> None:
-        _require_finite(on)
         graph = _graph(on)
         norms = norm_of(graph) if graph else {}
         spared = None if self.prune_stem else _stem(on, graph)
@@ -118,11 +117,14 @@ class _Relief:
         if graph and phases:
             kinds |= {str(node.module): phases[0] for node in graph.nodes if node.op == "shortcut"}
         residuals = _residuals(on, graph) if graph and self.residual_rule else []
-        clear = partial(without_units, _inner(on.model), on.topology, dead_norm=self.dead_bn)
+        clear = partial(without_units, unwrapped(on.model), on.topology, dead_norm=self.dead_bn)
         for kind in phases:
             sums = [r for r in residuals if kinds.get(str(r.layer), phases[0]) == kind]
             stats, sizes = self._observe(on, graph, sums, kind)
-            on.apply(on.masks([layer for layer in layers if layer.kind == kind], stats))
+            chosen = [layer for layer in layers if layer.kind == kind]
+            if idle := ", ".join(layer.name for layer in chosen if not stats[layer.name]):
+                _note(on, f"left alone, since nothing flows through them: {idle}")
+            on.apply(on.masks([layer for layer in chosen if stats[layer.name]], stats))
             if graph:
                 dead = {name: ~units for name, units in seen(graph, _nonzero(stats)).items() if kinds.get(name) == kind}
                 on.apply(clear(dead, norms=norms))
@@ -146,28 +148,11 @@ class _Relief:
         watch = {name: partial(add, name) for name in operands.union(shortcuts.values())}
         forward = partial(run, graph, watch=watch) if graph else None
         collect = reductions(self.aggregate if kind == "conv" else "norm_of_mean")
-        with _whole_shortcuts(_inner(on.model), graph if not self.mask_shortcut else None):
+        with nullcontext() if self.mask_shortcut else whole_shortcuts(on.model):
             stats = on.observe(collect, forward)
         stats |= {name: {"mean_abs": totals[node]} for name, node in shortcuts.items()}
         # a norm over positions: the mean over samples would only scale both sides of the comparison
         return stats, {name: totals[name].reshape(len(totals[name]), -1).norm(dim=1) for name in operands}
-
-
-def _require_finite(on: Calibration) -> None:
-    # before anything is cut: linear layers are scored when convolutions are pruned already
-    for name, parameter in on.topology.parameters(on.model):
-        if not parameter.isfinite().all():
-            raise NumericError(
-                f"{name} of shape {tuple(parameter.shape)} holds NaN or infinity; calibrate a network that was "
-                "trained without, such as its last good checkpoint"
-            )
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    """Return the network inside what `torch.compile` and data parallelism put around it."""
-    while isinstance(model, nn.DataParallel | DistributedDataParallel) or hasattr(model, "_orig_mod"):
-        model = cast(nn.Module, getattr(model, "_orig_mod" if hasattr(model, "_orig_mod") else "module"))
-    return model
 
 
 def _stem(on: Calibration, graph: Graph | None) -> str | None:
@@ -180,7 +165,7 @@ def _stem(on: Calibration, graph: Graph | None) -> str | None:
 def _graph(on: Calibration) -> Graph | None:
     try:
         device = next(on.model.parameters()).device
-        return read(_inner(on.model), on.inputs[0][:1].to(device))
+        return read(unwrapped(on.model), on.inputs[0][:1].to(device))
     except GraphError as error:
         _note(on, f"pruned without dead-unit sweeps and without the rule for residual sums: {error}")
         return None
@@ -215,21 +200,6 @@ def _outweighed(
         if r.shortcut in kinds:
             gone[str(r.shortcut)] = skip < beta * (branch + skip)
     return gone
-
-
-@contextmanager
-def _whole_shortcuts(model: nn.Module, graph: Graph | None) -> Iterator[None]:
-    """Let every shortcut channel pass for the moment; without a graph, leave them as they are."""
-    names = {str(node.module) for node in graph.nodes if node.op == "shortcut"} if graph else ()
-    scales = [getattr(model.get_submodule(name), "scale") for name in names]  # noqa: B009 - typed as Any
-    kept = [scale.clone() for scale in scales]
-    for scale in scales:
-        scale.fill_(1.0)
-    try:
-        yield
-    finally:
-        for scale, values in zip(scales, kept, strict=True):
-            scale.copy_(values)
 
 
 def _note(on: Calibration, text: str) -> None:

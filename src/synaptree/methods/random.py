@@ -25,6 +25,7 @@ def random(
         conv: granularity in convolutions: "weight", "kernel" or "unit".
 
     When to use it: as the control that any rule must beat, and as a static sparse network from the start.
+    When not: for a network whose accuracy matters.
     Paper: the control of Gale et al. 2019 (1902.09574), section 4.
     Differs: an exact count is met.
     """

@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from synaptree.core.errors import OptionError
-from synaptree.results import Result, Round, replacing, rounds_by_seed
+from synaptree.core.files import replacing
+from synaptree.report.comparison import rounds_by_seed
+from synaptree.results import Result, Round
 
 __all__ = ["figure", "picture"]
 

@@ -1,0 +1,27 @@
+"""What all tests share: names in doctests, one thread, one seed, and patience with slow machines."""
+
+import os
+
+# read when torch is imported: threads that spin while they wait starve a busy neighbour
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import hypothesis
+import pytest
+import torch
+from torch import nn
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("patient", deadline=None, max_examples=50)
+hypothesis.settings.load_profile("patient")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _names_in_doctests(doctest_namespace):
+    doctest_namespace.update(torch=torch, nn=nn)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Seed torch before every test, and say with what."""
+    torch.manual_seed(0)
+    return 0

@@ -1,0 +1,143 @@
+"""The commands and their options. What needs torch is imported within them, so that `--help` stays quick."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from synaptree import __version__
+from synaptree.core.errors import DataError, OptionError, SynaptreeError
+
+__all__ = ["app"]
+
+
+class Commands(TyperGroup):
+    """The commands of synaptree, which end in one sentence on bad input."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; exit with 2 if it cannot work with what it was given."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # whoever read the output has seen enough
+            raise
+        except (SynaptreeError, OSError) as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Grow, prune and run sparse neural networks, as the brain does.",
+)  # fmt: skip
+
+DataFolder = Annotated[
+    Path | None, typer.Option("--data", help="Where the data sets lie.", show_default="$SYNAPTREE_DATA, or ./data")
+]
+AllRounds = Annotated[bool, typer.Option("--all-rounds", help="Every round in the table, not only the telling ones.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"synaptree {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _synaptree(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
+) -> None: ...
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one under recipes/.", metavar="RECIPE")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value, as dense.epochs=5.")
+    ] = None,
+    data: DataFolder = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where networks and results go.", show_default="runs/<recipe>")
+    ] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", min=0, help="A seed to run, in place of the recipe's own.")
+    ] = None,
+    record: Annotated[Path | None, typer.Option(help="Copy the result files there as well.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do again what is done, and start over.")] = False,
+    all_rounds: AllRounds = False,
+) -> None:
+    """Run a recipe: its method and controls, for every seed.
+
+    What is done already is not done again, and what Ctrl-C stopped goes on where it was.
+    """
+    from synaptree.cli.run import carry_out
+    from synaptree.recipe import find_recipe, load_recipe
+
+    loaded = load_recipe(find_recipe(recipe), changes or ())
+    carry_out(
+        loaded, out or Path("runs") / loaded.name, data=data, seeds=seeds, record=record, fresh=fresh,
+        all_rounds=all_rounds,
+    )  # fmt: skip
+
+
+@app.command()
+def methods(name: Annotated[str | None, typer.Argument(help="Show the card of this one.")] = None) -> None:
+    """List the methods, or show one with its options."""
+    from synaptree.cli.show import show_method, show_methods
+
+    show_methods() if name is None else show_method(name)
+
+
+@app.command()
+def models() -> None:
+    """List the networks of the zoo."""
+    from synaptree.cli.show import show_models
+
+    show_models()
+
+
+@app.command()
+def data(
+    action: Annotated[Literal["list", "verify", "download"], typer.Argument(help="What to do.")] = "list",
+    name: Annotated[str | None, typer.Argument(help="Of one data set.", show_default="all")] = None,
+    root: DataFolder = None,
+    mirror: Annotated[str | None, typer.Option(metavar="URL", help="A folder to download from instead.")] = None,
+) -> None:
+    """List, verify or download data sets."""
+    from synaptree.cli.show import download_data, show_data, verify_data
+
+    if mirror is not None and action != "download":
+        raise OptionError(f"--mirror is for `data download`, not for `data {action}`")
+    match action:
+        case "list":
+            show_data(name, root)
+        case "verify":
+            verify_data(name, root)
+        case "download":
+            download_data(name, root, mirror)
+
+
+@app.command()
+def results(
+    places: Annotated[
+        list[Path] | None, typer.Argument(help="Result files, or folders of them.", show_default="results/")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Every round, as JSON.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
+    all_rounds: AllRounds = False,
+) -> None:
+    """Compare methods and controls by the results they left."""
+    from synaptree.cli.show import show_results
+    from synaptree.report.comparison import as_json, summary
+    from synaptree.results import read
+
+    where = places or [Path("results")]
+    found = read(where) if places or where[0].exists() else []
+    if not found:
+        raise DataError(f"no result files in {', '.join(map(str, where))}; `synaptree run` writes them")
+    if json:
+        sys.stdout.write(as_json(summary(found)) + "\n")
+    else:
+        show_results(Console(), found, all_rounds=all_rounds, markdown=markdown)

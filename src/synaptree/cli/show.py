@@ -1,0 +1,170 @@
+"""What the listing commands print: methods, networks, data sets, results."""
+
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from synaptree.core.errors import DataError, OptionError, unknown
+from synaptree.report import comparison
+from synaptree.results import Result
+from synaptree.train import download as sets
+
+__all__ = [
+    "download_data", "show_data", "show_method", "show_methods", "show_models", "show_results", "verify_data",
+]  # fmt: skip
+
+MARGINS = {"cifar10": 0.5, "digits": 1.0}
+"""Points that a network may seem below dense and yet counts as not below, where it is not 0.2; the test set of the
+digits has 360 images, so that one of them is 0.28 points."""
+
+
+def show_results(
+    console: Console, results: Sequence[Result], *, all_rounds: bool = False, markdown: bool = False
+) -> None:
+    """Print a table for each recipe and method among the results, of the telling rounds or of all."""
+    def experiment(result: Result) -> tuple[str, str]:
+        return result.recipe, result.method
+
+    for _, together in groupby(sorted(results, key=experiment), key=experiment):
+        group = list(together)
+        margin = MARGINS.get(group[0].config.get("data", ""), 0.2)
+        rows = comparison.summary(group)
+        rows = rows if all_rounds else comparison.brief(rows, margin)
+        if markdown:
+            typer.echo(comparison.markdown(rows))
+        else:
+            console.print()
+            console.print(comparison.table(rows, margin))
+
+
+def show_methods() -> None:
+    """Print each method's name and what it does in a sentence."""
+    from synaptree.methods import METHODS
+
+    out = _table("method", "what it does")
+    for name, build in sorted(METHODS.items()):
+        out.add_row(name, (inspect.getdoc(build) or "").partition("\n")[0])
+    Console().print(out)
+
+
+def show_method(name: str) -> None:
+    """Print the card of a method and its options.
+
+    Raises:
+        OptionError: nobody knows the name.
+    """
+    from synaptree.methods import METHODS
+
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    before, meanings, after = _card(inspect.getdoc(METHODS[name]) or "")
+    options = _table("option", "default", "meaning")
+    for option in inspect.signature(METHODS[name]).parameters.values():
+        options.add_row(option.name, repr(option.default), Text(meanings.get(option.name, "")))
+    console = Console()
+    console.print(Text(name, "bold"))
+    for part in (*_paragraphs(before), options, *_paragraphs(after)):
+        console.print()
+        console.print(part)
+
+
+def _card(text: str) -> tuple[str, dict[str, str], str]:
+    """Split a docstring into what stands before its options, the options, and what stands after them."""
+    before, _, rest = text.partition("\nArgs:\n")
+    options, _, after = rest.partition("\n\n")
+    pairs = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", options, re.MULTILINE)
+    return before, {name: " ".join(meaning.split()) for name, meaning in pairs}, after
+
+
+def _paragraphs(text: str) -> list[Text]:
+    """Join the lines of each paragraph; one begins after a blank line, and with a dash or `Some words: `."""
+    parts = re.split(r"\n(?=\n|- |[A-Z][\w ]*: )", text)
+    return [Text(" ".join(part.split())) for part in parts if part.strip()]
+
+
+def show_models() -> None:
+    """Print the networks of the zoo; parameters are counted as in the results, without batch norm."""
+    import torch
+
+    from synaptree.measure.count import count
+    from synaptree.train import zoo
+
+    out = _table("network", "input", "parameters", "what it is")
+    out.columns[2].justify = "right"
+    for name, card in zoo.MODELS.items():
+        parameters = count(zoo.build(name), None, torch.zeros(1, *card.input_shape)).parameters()
+        options = "".join(f" {key}={value!r}" for key, value in card.options.items())
+        about = card.description + (f" Options:{options}." if options else "")
+        out.add_row(name, " x ".join(map(str, card.input_shape)), f"{parameters:,}", Text(about))
+    Console().print(out)
+
+
+def show_data(name: str | None, root: Path | None) -> None:
+    """Print the data sets and whether their files are there, without reading them."""
+    for known in _names(name):
+        source, folder = sets.SETS[known], sets.directory(known, root)
+        paths = [sets.locate(folder, file) for file in source.files]
+        there = sum(path.exists() and path.stat().st_size == file.bytes for path, file in paths)
+        state = f"{there} of {len(paths)} files in {folder}" if paths else "part of scikit-learn"
+        # no table, which would break the paths
+        typer.echo(f"{known:14} {' x '.join(map(str, source.shape)):12} {source.classes} classes  {state}")
+
+
+def verify_data(name: str | None, root: Path | None) -> None:
+    """Read every file of one data set, or of all that are there, and say which are damaged.
+
+    Raises:
+        DataError: a file is damaged or missing. Whole sets may be missing unless `name` asks for one,
+            and so may the published test set where the training set serves in its stead.
+    """
+    wrong = 0
+    for known in _names(name):
+        states, folder = sets.verify(known, root), sets.directory(known, root)
+        if states and all(state.state == "missing" for state in states) and name is None:
+            typer.echo(f"{known}: not there ({folder})")
+            continue
+        spared = {sets.SETS[known].files[-1].name} if sets.SETS[known].spare else set()
+        for state in states:
+            optional = state.state == "missing" and state.path.name in spared
+            wrong += state.state != "ok" and not optional
+            typer.echo(f"{known}: {state.state}{' (one can do without it)' if optional else ''}: {state.path}")
+        if not states:
+            typer.echo(f"{known}: ok: part of scikit-learn")
+    if wrong:
+        raise DataError(f"{wrong} file(s) damaged or missing; `synaptree data download NAME` fetches them anew")
+
+
+def download_data(name: str | None, root: Path | None, mirror: str | None) -> None:
+    """Fetch what is missing or damaged of a data set, with a progress bar on a terminal.
+
+    Raises:
+        OptionError: no name, or nobody knows it.
+        DataError: a file could not be fetched.
+    """
+    if name is None:
+        raise OptionError(f"name the data set to download: {', '.join(sets.SETS)}")
+    sets.download(name, root, mirror=mirror, progress=sys.stderr.isatty())
+    typer.echo(f"{name}: complete ({sets.directory(name, root)})")
+
+
+def _names(name: str | None) -> list[str]:
+    if name is not None and name not in sets.SETS:
+        raise unknown("data set", name, sets.SETS)
+    return list(sets.SETS) if name is None else [name]
+
+
+def _table(*columns: str) -> Table:
+    out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for column in columns:
+        out.add_column(column, overflow="fold")
+    out.columns[0].no_wrap = True
+    return out

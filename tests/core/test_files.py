@@ -1,0 +1,31 @@
+import pytest
+
+from synaptree.core.files import replacing
+
+
+def test_a_file_takes_its_place_with_its_folder_made(tmp_path):
+    with replacing(tmp_path / "new" / "a.json") as partial:
+        assert partial.parent == tmp_path / "new"
+        assert partial.suffix == ".json"
+        partial.write_text("whole")
+    assert (tmp_path / "new" / "a.json").read_text() == "whole"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]
+
+
+def test_after_an_error_the_old_file_stands_and_nothing_lies_beside_it(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(RuntimeError, match="disk"), replacing(path) as partial:  # noqa: PT012 - breaks half-way
+        partial.write_text("half")
+        raise RuntimeError("disk full")
+    assert path.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_the_old_file_can_be_read_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with replacing(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
