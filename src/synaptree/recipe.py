@@ -79,7 +79,7 @@ class Recipe(Part):
         rounds: how often it acts, and what happens between.
         retrain: how the network is trained after each edit; what is left out is as in `dense`.
         controls: name -> "all" (edited round by round like the method) or the rounds at which a dense
-            network is brought to the method's density at once.
+            network is brought to the method's density at once; an empty list leaves a base's control out.
     """
 
     name: str = ""
@@ -349,7 +349,7 @@ def runs(recipe: Recipe, out: Path, seeds: Sequence[int] | None = None) -> list[
     return [
         Run(recipe, seed, control, out)
         for seed in (recipe.seeds if seeds is None else seeds)
-        for control in (None, *recipe.controls)
+        for control in (None, *(name for name, at in recipe.controls.items() if at))
     ]
 
 

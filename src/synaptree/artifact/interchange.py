@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from synaptree.core.errors import CheckpointError
@@ -75,7 +75,9 @@ def load_into(model: nn.Module, path: str | Path) -> Topology:
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write tensors and a JSON text as one safetensors file, atomically."""
     with replacing(path) as partial:
-        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, partial, {"json": json.dumps(meta)})
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        # not save_file, whose files only their owner can read
+        partial.write_bytes(save(plain, {"json": json.dumps(meta)}))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

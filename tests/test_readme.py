@@ -1,0 +1,52 @@
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from synaptree.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("code", [code for language, code in BLOCKS if language == "python"], ids=["quick", "any-model"])
+def test_the_python_in_the_readme_runs(code, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), scope)  # our own text
+    printed = capsys.readouterr().out
+    for promised in re.findall(r"print\(.*?# (.*)\.\.\.", code):
+        assert promised in printed
+
+
+def test_the_ten_lines_keep_what_they_promise(capsys):
+    from synaptree.train import zoo
+
+    code = next(code for language, code in BLOCKS if language == "python")
+    scope: dict = {}
+    exec(compile(code, "README.md", "exec"), scope)
+    model, topology = scope["model"], scope["topology"]
+    assert list(model.state_dict()) == list(zoo.build("mlp", inputs=64, hidden=(100,)).state_dict())
+    for name, parameter in topology.parameters(model):
+        assert (parameter[~topology.expanded(name)] == 0).all()
+    accuracy = (model(scope["x"]).argmax(1) == scope["y"]).float().mean()
+    assert accuracy > 0.9
+    capsys.readouterr()
+
+
+def test_the_commands_in_the_readme_exist():
+    from synaptree.cli.commands import app
+
+    commands = [line.partition("#")[0].strip() for language, code in BLOCKS if language == "bash" for line in code.splitlines()]
+    for words in (shlex.split(command) for command in commands if command):
+        if words[0] == "make":
+            assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
+            continue
+        assert words[0] == "synaptree"
+        assert CliRunner().invoke(app, [words[1], "--help"]).exit_code == 0
+        if words[1] == "run" and words[2] != "demo":
+            overrides = [value for flag, value in zip(words, words[1:], strict=False) if flag == "--set"]
+            assert load_recipe(ROOT / words[2], overrides).method == "nnrelief"
