@@ -113,6 +113,10 @@ class TestDensity:
         )
         assert kept(Density(4 / 6, grow="grow", turnover=0.5), scored) == {"fc": [0, 2, 4, 5]}
 
+    def test_a_rising_density_drops_its_share_all_the_same(self):
+        scored = group([[2.0, 1.0, 0.0, 0.0, 0.0]], [[1, 1, 0, 0, 0]], grow=[[0.0, 0.0, 1.0, 2.0, 3.0]])
+        assert kept(Density(0.8, grow="grow", turnover=0.5), scored) == {"fc": [0, 2, 3, 4]}
+
     def test_what_was_just_dropped_may_return(self):
         scored = group([[2.0, 1.0, 0.0]], [[1, 1, 0]], grow=[[0.0, 5.0, 1.0]])
         assert kept(Density(2 / 3, grow="grow", turnover=0.5), scored) == {"fc": [0, 1]}
@@ -201,6 +205,11 @@ class TestCarrying:
     def test_alpha_one_keeps_all_that_is_not_zero(self):
         for keep_rule in ("paper", "released"):
             assert carrying(tensor([[1e-30, 0.0, 1e30]]), 1.0, keep_rule).tolist() == [[True, False, True]]
+
+    def test_many_small_contributions_add_up_beside_a_large_one(self):
+        # in float32 2 ** 24 + 1 is 2 ** 24
+        row = tensor([[2.0**24] + [1.0] * 8])
+        assert int(carrying(row, (2**24 + 3.5) / (2**24 + 8)).sum()) == 5
 
     def test_equal_contributions_go_to_the_first(self):
         assert carrying(torch.ones(1, 4), 0.5).tolist() == [[True, True, False, False]]

@@ -123,11 +123,11 @@ def test_the_density_of_no_weights_is_one():
 
 def test_apply_writes_plus_zero_and_leaves_the_rest():
     model = nn.Linear(4, 1, bias=False)
-    model.weight.data = tensor([[-1.0, -2.0, float("nan"), -0.0]])
+    model.weight.data = tensor([[-0.5, -2.0, float("nan"), -0.0]])
     topology = Topology.of(layers_of(model), WEIGHTS)
     topology.edit({"weight": row(1, 0, 0, 0)})
     topology.apply(model)
-    assert model.weight.tolist() == [[-1.0, 0.0, 0.0, 0.0]]
+    assert model.weight.tolist() == [[-0.5, 0.0, 0.0, 0.0]]
     assert not model.weight[0, 1:].signbit().any()
 
 

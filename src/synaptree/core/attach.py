@@ -153,11 +153,11 @@ class Attached:
     def edit(self, masks: Mapping[str, Tensor]) -> Delta:
         """Change the topology now; newborn weights and their optimizer state start at 0, survivors keep theirs."""
         self.last = self.topology.edit(masks)
+        self._refresh()
         for name, born in self.last.born.items():
             if born.any():
                 self._clear(self._parameters[name], born.expand(self.topology.shapes[name]))
         self.topology.apply(self.model)
-        self._refresh()
         return self.last
 
     @torch.no_grad()
@@ -214,8 +214,9 @@ class Attached:
         """Derive the float masks that are multiplied in after every step; wholly alive tensors need none."""
         self._version = self.topology.version
         self._parameters = self._free_parameters()
-        for parameter in self._parameters.values():
-            _owners[parameter] = ref(self)
+        if self._hook is not None:
+            for parameter in self._parameters.values():
+                _owners[parameter] = ref(self)
         # frozen ones too: they may thaw before the next edit
         sparse = [name for name, mask in self.topology.masks.items() if not bool(mask.all())]
         self._masked: list[Tensor] = [self._parameters[name] for name in sparse]

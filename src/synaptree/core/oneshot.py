@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from synaptree.core.attach import groups_of, views_of
-from synaptree.core.errors import AttachError, NumericError
+from synaptree.core.errors import AttachError, DataError, NumericError
 from synaptree.core.layer import Layer, layers_of
 from synaptree.core.method import Method
 from synaptree.core.probe import Probe, Reduction
@@ -46,7 +46,8 @@ def prune(
         The topology; `topology.notes` says in sentences what the method could not do here.
 
     Raises:
-        AttachError: nothing to prune, or the method needs data and there is none.
+        AttachError: nothing to prune, or the method needs data, gradients or memories that are not there.
+        DataError: a batch is no tensor and does not begin with one.
         NumericError: weights or data are not finite; then nothing is changed.
 
     Example:
@@ -61,17 +62,18 @@ def prune(
     layers = layers_of(model, method.granularity, include, exclude)
     if "gradient" in method.needs:
         raise AttachError(f"{method!r} needs gradients of the training loss: use attach, or another method")
-    inputs = _inputs(batches)
-    if "data" in method.needs and not inputs:
-        raise AttachError(f"{method!r} needs data to calibrate on, got none: give batches of inputs")
     topology = Topology(seed) if topology is None else topology
-    topology.cover(layers, method.granularity, biases=method.biases)
-    _require_finite(model, topology)
-    topology.apply(model)
-    topology.notes = []
-    calibration = Calibration(model, method, topology, layers, inputs)
-    with _evaluating(model), torch.no_grad():
-        (method.edit or _one_pass)(calibration)
+    if not topology.state and any(signal.update for signal in method.signals.values()):
+        raise AttachError(f"{method!r} remembers what it saw in training: use attach, or its topology")
+    with _undisturbed(model), torch.no_grad():
+        inputs = _inputs(batches)
+        if "data" in method.needs and not inputs:
+            raise AttachError(f"{method!r} needs data to calibrate on, got none: give batches of inputs")
+        topology.cover(layers, method.granularity, biases=method.biases)
+        _require_finite(model, topology)
+        topology.apply(model)
+        topology.notes = []
+        (method.edit or _one_pass)(Calibration(model, method, topology, layers, inputs))
     return topology
 
 
@@ -139,17 +141,26 @@ def _inputs(batches: Tensor | Iterable[Any] | None) -> list[Tensor]:
     if batches is None:
         return []
     if isinstance(batches, Tensor):
-        return list(batches.split(_BATCH))
-    return [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
+        batches = batches.split(_BATCH)
+    inputs = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
+    for i, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            raise DataError(
+                f"batch {i} of the calibration data is a {type(x).__name__}: wanted a tensor of inputs, "
+                "or a tuple that begins with one"
+            )
+    return [x for x in inputs if x.numel()]
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode and give each its own mode back."""
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode; give each its own mode back, and the global random state."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        yield
+        # a shuffling loader draws from it, and so do layers that are noisy in eval mode too
+        with torch.random.fork_rng({parameter.device for parameter in model.parameters() if parameter.is_cuda}):
+            yield
     finally:
         for module, training in modes.items():
             module.training = training

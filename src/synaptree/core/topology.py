@@ -155,8 +155,7 @@ class Topology:
     def apply(self, model: nn.Module) -> None:
         """Set every weight of `model` whose connection does not exist to +0.0."""
         for name, parameter in self.parameters(model):
-            # adding 0.0 turns the -0.0 that a negative weight times 0 gives into +0.0
-            parameter.masked_fill_(~self.masks[name], 0.0).add_(0.0)
+            parameter.masked_fill_(~self.masks[name], 0.0)
 
     def parameters(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the masked parameters of `model` with their names.
