@@ -16,9 +16,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import synaptree
+from synaptree.artifact.files import replacing
 from synaptree.cli.commands import app
 from synaptree.cli.run import stoppable
-from synaptree.core.files import replacing
 from synaptree.train.download import SETS, File, Source
 
 RECIPE = """

@@ -1,5 +1,6 @@
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,11 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("code", [code for language, code in BLOCKS if language == "python"], ids=["quick", "any-model"])
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+SHELL = [line.partition("#")[0] for language, code in BLOCKS if language == "bash" for line in code.splitlines()]
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=["quick", "any-model"])
 def test_the_python_in_the_readme_runs(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
@@ -25,9 +30,8 @@ def test_the_python_in_the_readme_runs(code, tmp_path, monkeypatch, capsys):
 def test_the_ten_lines_keep_what_they_promise(capsys):
     from synaptree.train import zoo
 
-    code = next(code for language, code in BLOCKS if language == "python")
     scope: dict = {}
-    exec(compile(code, "README.md", "exec"), scope)
+    exec(compile(PYTHON[0], "README.md", "exec"), scope)
     model, topology = scope["model"], scope["topology"]
     assert list(model.state_dict()) == list(zoo.build("mlp", inputs=64, hidden=(100,)).state_dict())
     for name, parameter in topology.parameters(model):
@@ -40,13 +44,12 @@ def test_the_ten_lines_keep_what_they_promise(capsys):
 def test_the_commands_in_the_readme_exist():
     from synaptree.cli.commands import app
 
-    commands = [line.partition("#")[0].strip() for language, code in BLOCKS if language == "bash" for line in code.splitlines()]
-    for words in (shlex.split(command) for command in commands if command):
+    for words in (shlex.split(command) for command in SHELL if command.strip()):
         if words[0] == "make":
             assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
             continue
         assert words[0] == "synaptree"
         assert CliRunner().invoke(app, [words[1], "--help"]).exit_code == 0
         if words[1] == "run" and words[2] != "demo":
-            overrides = [value for flag, value in zip(words, words[1:], strict=False) if flag == "--set"]
+            overrides = [value for flag, value in pairwise(words) if flag == "--set"]
             assert load_recipe(ROOT / words[2], overrides).method == "nnrelief"

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from rich.console import Console
 
 import synaptree.results
+from synaptree.artifact.files import replacing
 from synaptree.core.errors import DataError, OptionError
-from synaptree.core.files import replacing
 from synaptree.report.comparison import (
     Interval,
     Row,

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import synaptree
+from synaptree.artifact.files import replacing
 from synaptree.core.errors import DataError, OptionError
-from synaptree.core.files import replacing
 
 __all__ = ["SCHEMA", "Epoch", "Result", "Round", "config_hash", "environment", "read", "write"]
 

@@ -6,13 +6,13 @@ from torch import nn, tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from synaptree.core.allocate import Global
-from synaptree.core.contribution import contribution, reductions
 from synaptree.core.errors import AttachError, DataError, NumericError, OptionError, ShapeError
 from synaptree.core.method import Method
 from synaptree.core.oneshot import prune
 from synaptree.core.rule import Density, Share
 from synaptree.core.signal import ema, gradient, magnitude, noise
 from synaptree.core.topology import Topology
+from synaptree.signals.contribution import contribution, reductions
 
 
 def network():

@@ -11,13 +11,13 @@ from literal_nnrelief import all_kept, conv_importances, fc_importances, kept, p
 from torch import nn
 
 from synaptree.core.attach import views_of
-from synaptree.core.contribution import AGGREGATES, contribution, reductions
 from synaptree.core.layer import layers_of
 from synaptree.core.oneshot import prune
 from synaptree.core.probe import Probe
 from synaptree.core.rule import carrying
 from synaptree.core.topology import Topology
 from synaptree.methods import nnrelief
+from synaptree.signals.contribution import AGGREGATES, contribution, reductions
 from synaptree.train import zoo
 
 RULES = ("paper", "released")

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from synaptree.artifact.files import replacing
 from synaptree.core.errors import CheckpointError
-from synaptree.core.files import replacing
 from synaptree.core.layer import clean
 from synaptree.core.topology import Topology
 

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from synaptree.core.contribution import Aggregate, contribution, reductions
 from synaptree.core.errors import unknown
 from synaptree.core.layer import layers_of, unwrapped
 from synaptree.core.method import Method, method
@@ -22,6 +21,7 @@ from synaptree.graph.read import read, run
 from synaptree.graph.residual import Residual, norm_of, residual_sums
 from synaptree.graph.shortcut import whole_shortcuts
 from synaptree.graph.units import DeadNorm, without_units
+from synaptree.signals.contribution import Aggregate, contribution, reductions
 
 __all__ = ["nnrelief"]
 

@@ -281,7 +281,7 @@ def _caption(rows: Sequence[Row], margin: float) -> str:
     found = f"round {best.round}, density {100 * best.density:.3g} %" if best else "none"
     return (
         f"Test accuracy; seeds: {seeds}{indicative}; in brackets 95 % intervals.\n"
-        f"Sparsest round not below dense by {margin:g} point{"" if margin == 1 else "s"}: {found}."
+        f"Sparsest round not below dense by {margin:g} point{'' if margin == 1 else 's'}: {found}."
     )
 
 

@@ -13,8 +13,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from synaptree.artifact.files import replacing
 from synaptree.core.errors import OptionError
-from synaptree.core.files import replacing
 from synaptree.report.comparison import rounds_by_seed
 from synaptree.results import Result, Round
 

@@ -1,6 +1,6 @@
 import pytest
 
-from synaptree.core.files import replacing
+from synaptree.artifact.files import replacing
 
 
 def test_a_file_takes_its_place_with_its_folder_made(tmp_path):

@@ -3,11 +3,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn, tensor
 
-from synaptree.core.contribution import AGGREGATES, contribution, kernel_norms, reductions
 from synaptree.core.errors import AttachError, OptionError
 from synaptree.core.layer import layers_of, mask_shape
 from synaptree.core.probe import Probe
 from synaptree.core.signal import View
+from synaptree.signals.contribution import AGGREGATES, contribution, kernel_norms, reductions
 
 CONVOLVE = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
 GEOMETRIES = [

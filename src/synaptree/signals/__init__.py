@@ -1,0 +1,1 @@
+"""Signals with more to them than a line."""
