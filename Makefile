@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check docs-check lines bench clean
+.PHONY: demo test style check lines bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/synaptree run demo --out runs/demo
@@ -12,11 +12,13 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n 2
 
-check: $(VENV)/ready
+style: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tools/lines.py
+
+check: style
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 lines: $(VENV)/ready

@@ -8,7 +8,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import hypothesis
 import pytest
 import torch
+from beartype import BeartypeConf
+from beartype.claw import beartype_packages
 from torch import nn
+
+# In tests, calls within the library are checked against their type hints; an int may stand for a float, as in PEP 484.
+# Left out: what tests call with wrong types on purpose, and modules that torch.fx traces with stand-ins.
+CHECKED = ("artifact", "core.allocate", "core.layer", "core.probe", "core.signal", "core.structure", "core.topology",
+           "graph", "train.network")  # fmt: skip
+beartype_packages(tuple(f"synaptree.{name}" for name in CHECKED), conf=BeartypeConf(is_pep484_tower=True))
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("patient", deadline=None, max_examples=50)

@@ -85,7 +85,8 @@ def step_of(network: str, optimizer: str, way: str) -> Callable[[], object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=200, help="rounds of LeNet; ResNet-20 takes a tenth")
+    parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=f"of {', '.join(NETWORKS)}")
+    parser.add_argument("--rounds", type=int, default=400, help="rounds of LeNet-300-100; ResNet-20 takes a tenth")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/mask_overhead.json"))
     parser.add_argument("--threads", type=int, default=None)
     options = parser.parse_args()
@@ -94,8 +95,8 @@ def main() -> None:
     rows = []
     table = Table(title=f"Training step at batch 128, density {DENSITY:.0%}, time against the dense step")
     for column in ("network", "optimizer", "way", "ms", "overhead", "middle half"):
-        table.add_column(column, justify="right" if column in ("ms", "overhead", "middle half") else "left")
-    for network in NETWORKS:
+        table.add_column(column, justify="right" if column in ("ms", "overhead", "middle half") else "left", no_wrap=True)
+    for network in options.networks:
         rounds = options.rounds if network == "lenet_300_100" else max(10, options.rounds // 10)
         for optimizer in OPTIMIZERS:
             timings = interleaved({way: step_of(network, optimizer, way) for way in WAYS}, rounds=rounds)
@@ -108,9 +109,9 @@ def main() -> None:
                 rows.append(row)
                 table.add_row(
                     network, optimizer, way, f"{row['ms']:.2f}", f"{row['overhead']:+.1%}",
-                    f"{row['low']:+.1%} .. {row['high']:+.1%}",
+                    f"{row['low']:+.1%}, {row['high']:+.1%}",
                 )  # fmt: skip
-    Console().print(table)
+    Console(width=100).print(table)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({**environment(), "rows": rows}, indent=1))
     print(f"written to {options.out}")

@@ -34,7 +34,7 @@ class Layer:
 
     name: str
     kind: str
-    module: nn.Linear | nn.Conv2d = field(compare=False)
+    module: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d = field(compare=False)
     weight: str
     bias: str | None
 
