@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from synaptree.artifact.interchange import load_into
+from synaptree.artifact.interchange import load_into, read_tensors
 from synaptree.core.errors import OptionError
 from synaptree.recipe import load_recipe, runs, start
+from synaptree.train.programme import Train
 
 TINY = """
 model = "mlp"
@@ -150,3 +151,82 @@ def test_a_missing_recipe_lists_its_neighbours(tmp_path):
 def test_a_file_that_is_no_toml_is_a_clear_error(tmp_path):
     with pytest.raises(OptionError, match="cannot be read as a recipe"):
         load_recipe(write(tmp_path, "model = "))
+
+
+@pytest.mark.parametrize("restart", ["rewind", "continue"])
+@pytest.mark.parametrize("rewind_step", [0, 3])
+@pytest.mark.parametrize("control", ["random", "magnitude", "magnitude_global", "shuffled", "reinitialised"])
+def test_a_control_trains_the_weights_it_says_under_whole_masks(tmp_path, control, restart, rewind_step):
+    """Before each retraining every surviving weight is the dense, the rewound or the new one; none is zero."""
+    text = TINY.replace('restart = "rewind"', f'restart = "{restart}"\nrewind_step = {rewind_step}')
+    recipe = load_recipe(write(tmp_path, text + f"[controls]\n{control} = [1, 2]\n"))
+    method, run = runs(recipe, tmp_path / "out")
+    list(method.run(None))
+    dense = read_tensors(method.folder / "round_00.safetensors")[0]["fc1.weight"]
+    seen = []
+    for stage in run.run(None):
+        if isinstance(stage, Train):
+            weight = run.network.model.state_dict()["fc1.weight"].clone()
+            seen.append((weight, run.network.topology.masks["fc1.weight"].clone()))
+    source = dense
+    if restart == "rewind":
+        source = read_tensors(method.folder / f"kept_{rewind_step}.safetensors")[0]["fc1.weight"]
+    assert len(seen) == 2
+    for weight, mask in seen:
+        assert (weight[~mask] == 0).all()
+        assert (weight[mask] != 0).all()
+        if control == "reinitialised":
+            assert (weight[mask] != source[mask]).all()
+        else:
+            assert torch.equal(weight, source * mask)
+
+
+def test_controls_meet_the_data_in_the_order_the_method_met_it(tmp_path):
+    recipe = load_recipe(write(tmp_path, TINY + '[controls]\nmagnitude = "all"\nrandom = [2]\n'))
+    results = {result.control: result for result in start(recipe, tmp_path / "out")}
+    own = {(e.round, e.epoch): e.step for e in results[None].epochs}
+    for control in ("magnitude", "random"):
+        assert all(own[e.round, e.epoch] == e.step for e in results[control].epochs)
+
+
+def test_a_control_leaves_excluded_layers_alone_and_still_has_the_methods_density(tmp_path):
+    text = TINY.replace("samples = 100", 'samples = 100\nexclude = ["fc2"]') + "[controls]\nmagnitude_global = [2]\n"
+    results = {result.control: result for result in start(load_recipe(write(tmp_path, text)), tmp_path / "out")}
+    (control,) = results["magnitude_global"].rounds
+    assert control.layers["fc2"] == 1.0
+    assert control.density == pytest.approx(results[None].rounds[2].density, abs=2e-3)
+
+
+def test_rewinding_beyond_the_dense_training_is_named(tmp_path):
+    recipe = load_recipe(write(tmp_path, TINY), ["rounds.rewind_step=99"])
+    with pytest.raises(OptionError, match="rewind_step = 99: the dense training ended at update 8"):
+        start(recipe, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["controls.random=[3]"], r"controls.random asks for round 3; there are rounds 1 to 2"),
+        (["controls.random=[0]"], r"controls.random asks for round 0"),
+        (["validation=0"], r"validation: .*greater than or equal to 1"),
+    ],
+)
+def test_what_would_fail_after_hours_fails_at_once(tmp_path, change, message):
+    with pytest.raises(OptionError, match=message):
+        load_recipe(write(tmp_path, TINY), change)
+
+
+def test_a_model_that_cannot_take_the_data_is_named_before_training(tmp_path):
+    recipe = load_recipe(write(tmp_path, TINY.replace("inputs = 64\nhidden = [12]", "")), ['model="lenet_300_100"'])
+    with pytest.raises(OptionError, match=r"'lenet_300_100' takes images of shape \(1, 28, 28\), .* has \(1, 8, 8\)"):
+        start(recipe, tmp_path / "out")
+
+
+def test_more_samples_than_images_are_refused_before_training(tmp_path):
+    recipe = load_recipe(write(tmp_path, TINY), ["rounds.samples=5000"])
+    with pytest.raises(OptionError, match=r"rounds.samples = 5000: data set 'digits' has 1197 training images"):
+        start(recipe, tmp_path / "out")
+
+
+def test_a_seed_given_twice_runs_once(tmp_path):
+    assert len(runs(load_recipe(write(tmp_path, TINY)), tmp_path, [0, 0])) == 1

@@ -11,13 +11,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from synaptree import methods
 from synaptree.core.errors import OptionError, SynaptreeError, unknown
+from synaptree.core.layer import layers_of
+from synaptree.core.method import Method
+from synaptree.core.schedule import Never
 from synaptree.core.topology import Topology
 from synaptree.results import Result, Round, config_hash, environment, read, write
 from synaptree.train import zoo
-from synaptree.train.data import SETS, load
+from synaptree.train.data import SETS, Dataset, load
 from synaptree.train.loop import EpochLog, Interrupted, TrainOptions
 from synaptree.train.network import Network
 from synaptree.train.programme import (
+    CHECKPOINT,
     Adopt,
     Load,
     Log,
@@ -88,7 +92,7 @@ class Recipe(Part):
     model: str
     model_options: dict[str, Any] = {}
     data: str
-    validation: int | None = None
+    validation: int | None = Field(None, ge=1)
     threads: int | None = Field(None, ge=1)
     seeds: tuple[int, ...] = (0,)
     dense: TrainOptions = TrainOptions.model_validate({})
@@ -128,10 +132,28 @@ class Recipe(Part):
             raise ValueError("; ".join(_explain(part, "retrain") for part in error.errors())) from None
         return self
 
+    @model_validator(mode="after")
+    def _controls_ask_for_rounds_there_are(self) -> Self:
+        for name, at in self.controls.items():
+            for index in at if at != "all" else ():
+                if not 1 <= index <= self.count:
+                    raise ValueError(f"controls.{name} asks for round {index}; there are rounds 1 to {self.count}")
+        return self
+
+    @property
+    def count(self) -> int:
+        """How many rounds there are: one for a method that acts in training."""
+        return 1 if acts_in_training(methods.build(self.method, **self.method_options)) else self.rounds.rounds
+
     @property
     def retraining(self) -> TrainOptions:
         """How the network is trained after each edit."""
         return TrainOptions.model_validate(self.dense.model_dump() | self.retrain)
+
+
+def acts_in_training(method: Method) -> bool:
+    """Say whether a method edits the topology while the network trains, instead of between trainings."""
+    return method.edit is None and not isinstance(method.when, Never)
 
 
 def find_recipe(name: str) -> Path:
@@ -209,13 +231,13 @@ class Run:
         retraining = self.recipe.retraining.epochs
         if self.control is not None:
             at = self.recipe.controls[self.control]
-            return retraining * (self.recipe.rounds.rounds if at == "all" else len(at))
-        return self.recipe.dense.epochs + retraining * (1 if self._in_training() else self.recipe.rounds.rounds)
+            return retraining * (self.recipe.count if at == "all" else len(at))
+        return self.recipe.dense.epochs + retraining * self.recipe.count
 
     @property
     def checkpoint(self) -> Path:
         """The file that an interrupted run goes on from."""
-        return self.folder / "checkpoint.safetensors"
+        return self.folder / CHECKPOINT
 
     def forget(self) -> None:
         """Remove the result and the checkpoint, so that the run starts over."""
@@ -243,6 +265,7 @@ class Run:
         data = load(self.recipe.data, data_root, validation=self.recipe.validation)
         around = Surroundings(data, self.seed, self.folder, self._fresh, stop=stop, watch=watch)
         network = Network(self._fresh(self.seed), Topology(self.seed))
+        self._check_fit(network.model, data)
         self.network, self.log = network, around.log
         status, reason = "failed", "stopped by an error of the programme"
         try:
@@ -257,23 +280,41 @@ class Run:
             raise
         finally:
             self._write(around, status, reason, started)
+        self.checkpoint.unlink(missing_ok=True)
+
+    def _check_fit(self, model: torch.nn.Module, data: Dataset) -> None:
+        """Raise an OptionError for what would otherwise fail after hours: data the model or the method cannot take."""
+        x = data.normalise(data.train.x[:2])
+        try:
+            with torch.no_grad():
+                model.eval()(x)
+        except RuntimeError as error:
+            wanted = zoo.MODELS[self.recipe.model].input_shape
+            raise OptionError(
+                f"model {self.recipe.model!r} takes images of shape {wanted}, data set {data.name!r} has "
+                f"{tuple(x.shape[1:])}; choose another of the two, or give model_options ({error})"
+            ) from None
+        if self.recipe.rounds.samples > len(data.train.y):
+            raise OptionError(
+                f"rounds.samples = {self.recipe.rounds.samples}: data set {data.name!r} has {len(data.train.y)} training images"
+            )
 
     def stages(self) -> list[Stage]:
         """Return the programme of this run."""
         recipe = self.recipe
         method = methods.build(recipe.method, **recipe.method_options)
         dense: list[Stage] = [Train(recipe.dense, "dense"), Measure()]
-        if self.control is None and self._in_training():
+        if self.control is None and acts_in_training(method):
             return [*dense, Rewind(0), Train(recipe.retraining, "train", method), Measure()]
         if self.control is None:
             stages = dense
-            for _ in range(recipe.rounds.rounds):
+            for _ in range(recipe.count):
                 stages += [self._prune(method), *self._restart(), Train(recipe.retraining, "retrain"), Measure()]
             return stages
         at = recipe.controls[self.control]
         if at == "all":
             stages = [self._load(1)]
-            for index in range(1, recipe.rounds.rounds + 1):
+            for index in range(1, recipe.count + 1):
                 stages += self._control_round(index)
             return stages
         stages = []
@@ -281,14 +322,10 @@ class Run:
             stages += [self._load(index), *self._control_round(index)]
         return stages
 
-    def _in_training(self) -> bool:
-        method = methods.build(self.recipe.method, **self.recipe.method_options)
-        return method.edit is None and type(method.when).__name__ != "Never"
-
     def _load(self, before: int) -> Stage:
         """Return the stage that starts from the dense network, with the data order the method met in round `before`."""
-        seen = self.recipe.dense.epochs + (before - 1) * self.recipe.retraining.epochs
-        return Load(self._parent().folder, epoch=seen)
+        seen = [epoch for epoch in self._parent_result().epochs if epoch.round < before]
+        return Load(self._parent().folder, epoch=len(seen), step=max((epoch.step for epoch in seen), default=0))
 
     def _control_round(self, index: int) -> list[Stage]:
         """Return the stages that bring a control to the method's density of round `index`."""
@@ -304,7 +341,7 @@ class Run:
                 method = methods.build(self.control, allocate=dict(aim.layers))
             case _:
                 allocate = str(self.control).removeprefix("magnitude_")
-                method = methods.build("magnitude", density=aim.density, allocate=allocate)
+                method = methods.build("magnitude", density=self._pruned_density(aim), allocate=allocate)
         return [self._prune(method, index), *self._restart(), *retrain]
 
     def _prune(self, method: Any, index: int | None = None) -> Stage:
@@ -318,14 +355,21 @@ class Run:
     def _parent(self) -> "Run":
         return Run(self.recipe, self.seed, None, self.out)
 
-    def _parent_round(self, index: int) -> Round:
+    def _parent_result(self) -> Result:
         result = self._parent().done()
         if result is None:
             raise OptionError(f"the control {self.control!r} needs the method's own result first, seed {self.seed}")
-        rounds = {part.round: part for part in result.rounds}
-        if index not in rounds:
-            raise OptionError(f"the control {self.control!r} asks for round {index}; there are rounds {sorted(rounds)}")
-        return rounds[index]
+        return result
+
+    def _parent_round(self, index: int) -> Round:
+        return next(part for part in self._parent_result().rounds if part.round == index)
+
+    def _pruned_density(self, aim: Round) -> float:
+        """Return the density of the layers that are not excluded, which are all that a control may prune."""
+        model = self._fresh(self.seed)
+        layers = layers_of(model, exclude=self.recipe.rounds.exclude)
+        weights = {layer.name: layer.module.weight.numel() for layer in layers}
+        return sum(aim.layers[name] * n for name, n in weights.items()) / sum(weights.values())
 
     def _fresh(self, seed: int) -> torch.nn.Module:
         return zoo.build(self.recipe.model, seed=seed, **_model_options(self.recipe))
@@ -348,7 +392,7 @@ def runs(recipe: Recipe, out: Path, seeds: Sequence[int] | None = None) -> list[
     """Return the runs of a recipe in the order they must happen: the method, then its controls, seed by seed."""
     return [
         Run(recipe, seed, control, out)
-        for seed in (recipe.seeds if seeds is None else seeds)
+        for seed in dict.fromkeys(recipe.seeds if seeds is None else seeds)
         for control in (None, *(name for name, at in recipe.controls.items() if at))
     ]
 
@@ -433,4 +477,6 @@ def _explain(problem: Mapping[str, Any], within: str = "") -> str:
     if problem["type"] == "extra_forbidden":
         part = where.rpartition(".")[0]
         return str(unknown("key", where, [f"{part}.{key}" if part else key for key in _KEYS.get(part, ())]))
+    if problem["type"] == "value_error":  # our own words, which name what they mean
+        return message if not where or where in message else f"{where}: {message}"
     return f"{where}: {message}, got {problem['input']!r}" if where else message

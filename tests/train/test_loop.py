@@ -77,6 +77,35 @@ def test_a_stopped_run_goes_on_bit_for_bit_from_its_checkpoint(digits, tmp_path,
     assert resumed.topology.digest() == whole.topology.digest()
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_convolutions_go_on_bit_for_bit_in_either_memory_layout(digits, tmp_path, optimizer, channels_last):
+    def fresh() -> Network:
+        torch.manual_seed(0)
+        layers = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 10)
+        return Network(nn.Sequential(*layers))
+
+    options = TrainOptions(epochs=2, batch=300, lr=1e-2, optimizer=optimizer, channels_last=channels_last)
+    whole, part, resumed = fresh(), fresh(), fresh()
+    list(train(whole, digits, options, seed=0))
+    with pytest.raises(Interrupted):
+        list(train(part, digits, options, seed=0, stop=lambda: part.step == 3))
+    save_checkpoint(part, tmp_path / "c", identity="me", log={})
+    _, state = load_checkpoint(resumed, tmp_path / "c", identity="me")
+    list(train(resumed, digits, options, seed=0, optimizer_state=state))
+    assert equal(whole.model, resumed.model)
+
+
+def test_the_best_epoch_is_one_under_the_final_masks(digits):
+    net = network()
+    method = build("gradual_magnitude", density=0.02, last=10, every=2)
+    options = OPTIONS.model_copy(update={"epochs": 5, "selection": "best_validation"})
+    logs = list(train(net, digits, options, seed=0, method=method))
+    assert net.topology.density() == pytest.approx(0.02, abs=1e-3)
+    under_final_masks = [log.validation_accuracy for log in logs[2:]]  # update 10 falls into the third epoch
+    assert evaluate(net.model, digits, digits.validation) == max(under_final_masks)
+
+
 def test_dropout_goes_on_too(digits, tmp_path):
     def fresh() -> Network:
         torch.manual_seed(0)

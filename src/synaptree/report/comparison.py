@@ -1,13 +1,14 @@
 """The comparison of many runs: paired intervals, rows, tables."""
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from reprlib import repr as shorten
 from statistics import fmean, stdev
 from textwrap import wrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -109,6 +110,7 @@ class Row:
     round: int
     seeds: int
     density: float  # [0, 1]
+    validation: float  # accuracy on the validation images, [0, 1]
     accuracy: float | None  # on the test set, [0, 1]
     deviation: float | None  # standard deviation of the accuracy over seeds
     difference: Interval | None  # to dense, in percentage points
@@ -124,10 +126,19 @@ def rounds_by_seed(results: Iterable[Result]) -> dict[Key, dict[int, Round]]:
     The method itself (control None) comes before its controls.
 
     Raises:
-        DataError: two results of the same recipe, method, control and seed.
+        DataError: two results of the same recipe, method, control and seed, or results that differ in more
+            than the seed.
     """
     groups: dict[Key, dict[int, Round]] = {}
+    configs: dict[Key, dict[str, Any]] = {}
     for result in results:
+        experiment = (result.recipe, result.method, result.control, 0)
+        config = {key: value for key, value in result.config.items() if key != "seed"}
+        if configs.setdefault(experiment, config) != config:
+            raise DataError(
+                f"recipe {result.recipe!r}, {result.control or result.method}: seed {result.seed} ran with another "
+                "configuration than the seeds before it; compare results of one configuration"
+            )
         for part in result.rounds:
             group = groups.setdefault((result.recipe, result.method, result.control, part.round), {})
             if result.seed in group:
@@ -146,7 +157,8 @@ def summary(results: Iterable[Result]) -> list[Row]:
     of interrupted and failed runs count.
 
     Raises:
-        DataError: a seed occurs twice in a row, or test sets of different sizes are compared.
+        DataError: a seed occurs twice in a row, seeds of different configurations or test sets of different
+            sizes are compared.
     """
     groups = rounds_by_seed(results)
     return [_row(key, groups[key], groups.get((*key[:2], None, 0), {})) for key in groups]
@@ -162,6 +174,7 @@ def _row(key: Key, rounds: dict[int, Round], dense: dict[int, Round]) -> Row:
     return Row(
         name=recipe, method=method, control=control, round=number, seeds=len(rounds),
         density=fmean(r.density for r in rounds.values()),
+        validation=fmean(r.validation_accuracy for r in rounds.values()),
         accuracy=mean("test_accuracy"),
         deviation=mean("test_accuracy", stdev) if len(rounds) > 1 else None,
         difference=None if rounds is dense else _difference(rounds, dense, recipe),
@@ -212,16 +225,21 @@ _LEFT = ("recipe", "method")  # columns of words; numbers stand on the right
 
 
 def sparsest(rows: Iterable[Row], margin: float = 0.2) -> Row | None:
-    """Return the row of a method itself, no control, with the lowest density that is not below dense."""
-    fit = [r for r in rows if r.control is None and r.difference is not None and not_below(r.difference, margin)]
+    """Return the row of a method itself with the lowest density whose validation accuracy is that of dense.
+
+    At most `margin` points below counts as the same. The test set has no say in the choice.
+    """
+    own = [row for row in rows if row.control is None]
+    dense = next((row.validation for row in own if row.round == 0), math.inf)
+    fit = [row for row in own if row.round and row.validation >= dense - margin / 100 - 1e-9]
     return min(fit, key=lambda row: row.density, default=None)
 
 
 def brief(rows: Iterable[Row], margin: float = 0.2) -> list[Row]:
     """Return the rows that matter first, in their order.
 
-    They are, for each recipe and method: dense, the sparsest round not below dense, the method's last
-    round, its controls at these rounds, and every control's own last round.
+    They are, for each recipe and method: dense, the sparsest round by validation (`sparsest`), the method's
+    last round, its controls at these rounds, and every control's own last round.
     """
     kept = []
     for _, together in groupby(rows, key=lambda row: (row.name, row.method)):
@@ -277,12 +295,16 @@ def _caption(rows: Sequence[Row], margin: float) -> str:
     fewest, most = (of(row.seeds for row in rows) for of in (min, max))
     seeds = f"{fewest} to {most}" if fewest < most else str(most)
     indicative = " (fewer than three are indicative)" if fewest < 3 else ""
+    points = f"{margin:g} point{'' if margin == 1 else 's'}"
+    text = f"Test accuracy; seeds: {seeds}{indicative}; in brackets 95 % intervals.\n"
     best = sparsest(rows, margin)
-    found = f"round {best.round}, density {100 * best.density:.3g} %" if best else "none"
-    return (
-        f"Test accuracy; seeds: {seeds}{indicative}; in brackets 95 % intervals.\n"
-        f"Sparsest round not below dense by {margin:g} point{'' if margin == 1 else 's'}: {found}."
-    )
+    if best is None:
+        return f"{text}No round is within {points} of dense on the validation images."
+    text += f"Sparsest within {points} of dense on the validation images: round {best.round}"
+    if best.difference is None:
+        return f"{text}."
+    verdict = "not below" if not_below(best.difference, margin) else "below"
+    return f"{text};\non the test images it is {verdict} dense (lower end of its interval)."
 
 
 def markdown(rows: Sequence[Row]) -> str:

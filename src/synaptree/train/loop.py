@@ -93,7 +93,7 @@ def train(
     accelerator = Accelerator(cpu=next(network.model.parameters()).device.type == "cpu")
     optimizer = _optimizer(network.model, options)
     if optimizer_state:
-        optimizer.load_state_dict(dict(optimizer_state))
+        _restore(optimizer, optimizer_state)
     network.optimizer = optimizer
     attached = None
     if method is not None or network.topology.masks:
@@ -107,10 +107,8 @@ def train(
             _set_lr(optimizer, options, epoch)
             loss = _epoch(network, model, accelerator, stepper, data, options, seed, keep, stop)
             accuracy = evaluate(model, data, data.validation)
-            network.within = {"epoch": epoch + 1, "best": max(accuracy, network.within.get("best", -1.0))}
             network.epoch += 1
-            if options.selection == "best_validation" and accuracy == network.within["best"]:
-                network.best = network.weights()
+            _end_epoch(network, epoch, accuracy, options.selection)
             yield EpochLog(epoch, loss, accuracy, time.perf_counter() - started)
     finally:
         if attached is not None:
@@ -135,8 +133,7 @@ def _epoch(
         augment=options.augment, first_step=int(within["batch"]), device=accelerator.device,
     )  # fmt: skip
     for x, y in order:
-        if network.step in keep:
-            network.kept[network.step] = network.weights()
+        network.keep(keep)
         if options.channels_last:
             x = x.to(memory_format=torch.channels_last)
         stepper.zero_grad()
@@ -155,9 +152,29 @@ def _epoch(
         within["samples"] += len(y)
         if stop():
             raise Interrupted
+    network.keep(keep)
     mean = within["loss"] / max(1, within["samples"])
     within["batch"] = 0
     return mean
+
+
+def _end_epoch(network: Network, epoch: int, accuracy: float, selection: str) -> None:
+    """Say where to go on from, and remember the best weights; those under other masks are no candidates."""
+    masks = float(int(network.topology.digest()[:12], 16))
+    known = network.within.get("masks") == masks
+    best = network.within["best"] if known else -1.0
+    if selection == "best_validation" and accuracy > best:
+        network.best = network.weights()
+    network.within = {"epoch": epoch + 1, "best": max(best, accuracy), "masks": masks}
+
+
+def _restore(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Load an optimizer's state in the memory layout of its parameters, which fused kernels take for granted."""
+    optimizer.load_state_dict(dict(state))
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter).copy_(value)
 
 
 @torch.no_grad()

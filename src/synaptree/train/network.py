@@ -51,6 +51,11 @@ class Network:
         """Return a copy of the model's parameters and buffers."""
         return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
+    def keep(self, steps: frozenset[int]) -> None:
+        """Keep the present weights if a later rewind wants those of this step; the first to pass it counts."""
+        if self.step in steps and self.step not in self.kept:
+            self.kept[self.step] = self.weights()
+
     def load_weights(self, weights: Weights) -> None:
         """Take over parameters and buffers; connections that do not exist stay 0."""
         self.model.load_state_dict(weights)

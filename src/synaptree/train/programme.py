@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from synaptree.artifact.interchange import load_into, save_sparse
+from synaptree.artifact.interchange import load_into, read_tensors, save_sparse, write_tensors
+from synaptree.core.errors import OptionError
 from synaptree.core.method import Method
 from synaptree.core.oneshot import prune
 from synaptree.core.topology import Topology
@@ -19,9 +20,11 @@ from synaptree.train.loop import EpochLog, Interrupted, TrainOptions, evaluate, 
 from synaptree.train.network import Network, load_checkpoint, save_checkpoint
 
 __all__ = [
-    "Adopt", "Load", "Log", "Measure", "Prune", "Reinitialise", "Rewind", "Shuffle", "Stage", "Surroundings", "Train",
-    "develop", "read_test",
+    "CHECKPOINT", "Adopt", "Load", "Log", "Measure", "Prune", "Reinitialise", "Rewind", "Shuffle", "Stage",
+    "Surroundings", "Train", "develop", "read_test",
 ]  # fmt: skip
+
+CHECKPOINT = "checkpoint.safetensors"
 
 Log = dict[str, list[dict[str, Any]]]
 """What a run records: "epochs" and "rounds", each entry plain JSON."""
@@ -52,9 +55,18 @@ class Surroundings:
     keep: frozenset[int] = frozenset()
     optimizer_state: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def checkpoint(self) -> Path:
+        """The file that an interrupted run goes on from."""
+        return self.folder / CHECKPOINT
+
     def round_file(self, index: int) -> Path:
         """Return the file that holds the network at the end of a round."""
         return self.folder / f"round_{index:02d}.safetensors"
+
+    def kept_file(self, step: int) -> Path:
+        """Return the file that holds the weights of a step that rewinds ask for."""
+        return self.folder / f"kept_{step}.safetensors"
 
 
 class Stage(Protocol):
@@ -125,7 +137,13 @@ class Rewind:
     step: int = 0
 
     def run(self, network: Network, around: Surroundings) -> None:  # noqa: ARG002
-        """Load the kept weights under the present masks."""
+        """Load the kept weights under the present masks.
+
+        Raises:
+            OptionError: the step was never reached.
+        """
+        if self.step not in network.kept:
+            raise OptionError(f"rewind_step = {self.step}: the dense training ended at update {network.step}")
         network.load_weights(network.kept[self.step])
 
 
@@ -140,46 +158,59 @@ class Reinitialise:
 
 @dataclass(frozen=True)
 class Load:
-    """Start over from the network another run left at the end of a round, for instance its dense one."""
+    """Start from the dense network of another run of the same seed.
+
+    Attributes:
+        folder: of that run.
+        epoch: epochs of data it stands for; the data order goes on from there.
+        step: optimizer updates it stands for.
+    """
 
     folder: Path
-    index: int = 0
-    epoch: int = 0  # epochs of data that network had seen; the data order goes on from there
+    epoch: int = 0
+    step: int = 0
 
     def run(self, network: Network, around: Surroundings) -> None:
-        """Load weights and topology; history is forgotten."""
-        topology = load_into(network.model, self.folder / f"round_{self.index:02d}.safetensors")
-        network.topology = topology if self.index else Topology(around.seed)
-        network.kept.setdefault(0, around.fresh(around.seed).state_dict())
-        network.round, network.epoch = self.index, self.epoch
+        """Load the dense weights and those that later rewinds ask for; all else is forgotten."""
+        there = replace(around, folder=self.folder)
+        load_into(network.model, there.round_file(0))
+        network.topology = Topology(around.seed)
+        network.round, network.epoch, network.step = 0, self.epoch, self.step
+        network.kept = {step: read_tensors(there.kept_file(step))[0] for step in around.keep}
 
 
 @dataclass(frozen=True)
 class Adopt:
-    """Take over the masks another run had at the end of a round; weights stay what they are."""
+    """Take over the masks another run had at the end of a round; the next stage applies them."""
 
     folder: Path
     index: int
 
     def run(self, network: Network, around: Surroundings) -> None:
-        """Load the masks and apply them."""
-        network.topology = load_into(around.fresh(0), self.folder / f"round_{self.index:02d}.safetensors")
-        network.topology.apply(network.model)
+        """Load the masks; weights stay what they are."""
+        there = replace(around, folder=self.folder)
+        network.topology = load_into(around.fresh(0), there.round_file(self.index))
         network.round = self.index
 
 
 @dataclass(frozen=True)
 class Shuffle:
-    """Deal the connections of each weight out anew, at random places; counts per layer stay."""
+    """Deal the connections of each layer out anew, at random places; their number stays.
+
+    Weights and biases are dealt out each within their tensor; batch norms and shortcuts are whole again, since
+    the units they belonged to are no longer the ones that lost their connections.
+    """
 
     def run(self, network: Network, around: Surroundings) -> None:
-        """Shuffle every mask of two or more axes; dense values of the newborn are the model's initial ones."""
+        """Shuffle the masks and apply them."""
         rng = torch.Generator().manual_seed(derive(around.seed, 2, network.round))
-        masks = {name: mask for name, mask in network.topology.masks.items() if mask.dim() > 1}
-        network.topology.edit({
-            name: mask.flatten()[torch.randperm(mask.numel(), generator=rng)].view_as(mask)
-            for name, mask in masks.items()
-        })  # fmt: skip
+        masks, dealt = network.topology.masks, {}
+        for name, mask in masks.items():
+            weight = masks.get(f"{name.rpartition('.')[0]}.weight".removeprefix("."))
+            layered = weight is not None and weight.dim() > 1
+            order = torch.randperm(mask.numel(), generator=rng)
+            dealt[name] = mask.flatten()[order].view_as(mask) if layered else torch.ones_like(mask)
+        network.topology.edit(dealt)
         network.topology.apply(network.model)
 
 
@@ -192,6 +223,8 @@ class Measure:
         x = around.data.normalise(around.data.validation.x[:1])
         counted = count(network.model, network.topology if network.topology.masks else None, x)
         size = save_sparse(network.model, around.round_file(network.round), network.topology)
+        for step, weights in network.kept.items() if network.round == 0 else ():
+            write_tensors(around.kept_file(step), weights, {})
         around.log["rounds"].append({
             "round": network.round,
             "density": _density(counted),
@@ -222,7 +255,7 @@ def develop(
         Interrupted: `around.stop` said so; the checkpoint is written.
         CheckpointError: the checkpoint belongs to another run.
     """
-    file = around.folder / "checkpoint.safetensors"
+    file = around.checkpoint
     around.keep = frozenset(stage.step for stage in stages if isinstance(stage, Rewind))
     network.kept.setdefault(0, network.weights())
     if resume and file.exists():
@@ -254,7 +287,6 @@ def develop(
         raise
     finally:
         around.watch = watch
-    file.unlink(missing_ok=True)
 
 
 def read_test(around: Surroundings) -> None:
