@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test style check lines bench clean
+.PHONY: demo test style check lines tables bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/synaptree run demo --out runs/demo
@@ -23,6 +23,9 @@ check: style
 
 lines: $(VENV)/ready
 	$(BIN)/python tools/lines.py
+
+tables: $(VENV)/ready
+	$(BIN)/python tools/tables.py
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/mask_overhead.py

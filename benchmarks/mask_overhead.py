@@ -95,7 +95,8 @@ def main() -> None:
     rows = []
     table = Table(title=f"Training step at batch 128, density {DENSITY:.0%}, time against the dense step")
     for column in ("network", "optimizer", "way", "ms", "overhead", "middle half"):
-        table.add_column(column, justify="right" if column in ("ms", "overhead", "middle half") else "left", no_wrap=True)
+        number = column in ("ms", "overhead", "middle half")
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
     for network in options.networks:
         rounds = options.rounds if network == "lenet_300_100" else max(10, options.rounds // 10)
         for optimizer in OPTIMIZERS:

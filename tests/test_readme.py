@@ -1,5 +1,7 @@
 import re
 import shlex
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -53,3 +55,7 @@ def test_the_commands_in_the_readme_exist():
         if words[1] == "run" and words[2] != "demo":
             overrides = [value for flag, value in pairwise(words) if flag == "--set"]
             assert load_recipe(ROOT / words[2], overrides).method == "nnrelief"
+
+
+def test_the_tables_in_the_readme_are_those_of_the_recorded_results():
+    assert subprocess.run([sys.executable, ROOT / "tools" / "tables.py", "--check"], check=False).returncode == 0

@@ -6,7 +6,8 @@ import torch
 
 from synaptree.artifact.interchange import load_into, read_tensors
 from synaptree.core.errors import OptionError
-from synaptree.recipe import load_recipe, runs, start
+from synaptree.experiment import runs, start
+from synaptree.recipe import load_recipe
 from synaptree.train.programme import Train
 
 TINY = """

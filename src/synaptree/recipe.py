@@ -1,43 +1,22 @@
-"""Recipes: one experiment as a TOML file, with its controls, run for its seeds."""
+"""Recipes: one experiment as a TOML file."""
 
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from torch import nn
 
 from synaptree import methods
-from synaptree.core.errors import OptionError, SynaptreeError, unknown
-from synaptree.core.layer import layers_of
+from synaptree.core.errors import OptionError, unknown
 from synaptree.core.method import Method
 from synaptree.core.schedule import Never
-from synaptree.core.topology import Topology
-from synaptree.results import Result, Round, config_hash, environment, read, write
 from synaptree.train import zoo
-from synaptree.train.data import SETS, Dataset, load
-from synaptree.train.loop import EpochLog, Interrupted, TrainOptions
-from synaptree.train.network import Network
-from synaptree.train.programme import (
-    CHECKPOINT,
-    Adopt,
-    Load,
-    Log,
-    Measure,
-    Prune,
-    Reinitialise,
-    Rewind,
-    Shuffle,
-    Stage,
-    Surroundings,
-    Train,
-    develop,
-    read_test,
-)
+from synaptree.train.data import SETS
+from synaptree.train.loop import TrainOptions
 
-__all__ = ["CONTROLS", "Recipe", "Run", "find_recipe", "load_recipe", "runs", "start"]
+__all__ = ["CONTROLS", "Recipe", "acts_in_training", "find_recipe", "load_recipe"]
 
 CONTROLS = {
     "magnitude": "smallest weights go, at the method's own density in every layer",
@@ -145,6 +124,10 @@ class Recipe(Part):
         """How many rounds there are: one for a method that acts in training."""
         return 1 if acts_in_training(methods.build(self.method, **self.method_options)) else self.rounds.rounds
 
+    def build_model(self, seed: int) -> nn.Module:
+        """Return a new network, with initial weights from `seed`."""
+        return zoo.build(self.model, seed=seed, **{"classes": SETS[self.data].classes, **self.model_options})
+
     @property
     def retraining(self) -> TrainOptions:
         """How the network is trained after each edit."""
@@ -192,229 +175,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(config)
         methods.build(recipe.method, **recipe.method_options)
-        zoo.build(recipe.model, **_model_options(recipe))
+        recipe.build_model(seed=0)
     except ValidationError as error:
         raise OptionError(f"{path}: " + "; ".join(_explain(part) for part in error.errors())) from None
     return recipe
-
-
-class Run:
-    """One network's development under a recipe: the method's, or a control's, with one seed.
-
-    Attributes:
-        recipe: the experiment.
-        seed: of the run.
-        control: name of the control, or None for the method itself.
-        folder: where it keeps its files.
-        network: the network at work, while it runs.
-        log: what it has recorded so far, while it runs.
-    """
-
-    def __init__(self, recipe: Recipe, seed: int, control: str | None, out: Path) -> None:
-        self.recipe, self.seed, self.control, self.out = recipe, seed, control, out
-        unhashed = {"name", "about", "seconds_per_epoch", "seeds", "controls"}
-        self.config = recipe.model_dump(mode="json", exclude=unhashed)
-        self.config |= {"seed": seed, "control": control, "at": recipe.controls.get(control) if control else None}
-        self.hash = config_hash(self.config)
-        # two configurations never share a folder: a control must not start from another one's networks
-        self.folder = out / f"{control or recipe.method}-s{seed}-{self.hash}"
-        self.network, self.log = Network(torch.nn.Module()), Log()
-
-    @property
-    def title(self) -> str:
-        """Name for people."""
-        return f"{self.control or self.recipe.method}, seed {self.seed}"
-
-    @property
-    def epochs(self) -> int:
-        """Epochs of training in the whole run."""
-        retraining = self.recipe.retraining.epochs
-        if self.control is not None:
-            at = self.recipe.controls[self.control]
-            return retraining * (self.recipe.count if at == "all" else len(at))
-        return self.recipe.dense.epochs + retraining * self.recipe.count
-
-    @property
-    def checkpoint(self) -> Path:
-        """The file that an interrupted run goes on from."""
-        return self.folder / CHECKPOINT
-
-    def forget(self) -> None:
-        """Remove the result and the checkpoint, so that the run starts over."""
-        self.checkpoint.unlink(missing_ok=True)
-        self.result_file().unlink(missing_ok=True)
-
-    def result_file(self) -> Path:
-        """Return the file of the finished result."""
-        return next(iter(sorted(self.folder.glob(f"*-{self.hash}.json"))), self.folder / "missing.json")
-
-    def done(self) -> Result | None:
-        """Return the finished result of this very configuration, or None."""
-        file = self.result_file()
-        result = read([file])[0] if file.exists() else None
-        return result if result is not None and result.status == "done" else None
-
-    def run(
-        self, data_root: Path | None, *, resume: bool = False, stop: Callable[[], bool] = lambda: False,
-        watch: Callable[[Stage, EpochLog | None], None] = lambda stage, log: None,  # noqa: ARG005
-    ) -> Iterator[Stage]:  # fmt: skip
-        """Develop the network, yielding each stage before it runs, and write the result."""
-        started = datetime.now(UTC)
-        if self.recipe.threads is not None:
-            torch.set_num_threads(self.recipe.threads)
-        data = load(self.recipe.data, data_root, validation=self.recipe.validation)
-        around = Surroundings(data, self.seed, self.folder, self._fresh, stop=stop, watch=watch)
-        network = Network(self._fresh(self.seed), Topology(self.seed))
-        self._check_fit(network.model, data)
-        self.network, self.log = network, around.log
-        status, reason = "failed", "stopped by an error of the programme"
-        try:
-            yield from develop(network, self.stages(), around, identity=self.hash, resume=resume)
-            read_test(around)
-            status, reason = "done", ""
-        except Interrupted:
-            status, reason = "interrupted", "asked to stop"
-            raise
-        except SynaptreeError as error:
-            reason = str(error)
-            raise
-        finally:
-            self._write(around, status, reason, started)
-        self.checkpoint.unlink(missing_ok=True)
-
-    def _check_fit(self, model: torch.nn.Module, data: Dataset) -> None:
-        """Raise an OptionError for what would otherwise fail after hours: data the model or the method cannot take."""
-        x = data.normalise(data.train.x[:2])
-        try:
-            with torch.no_grad():
-                model.eval()(x)
-        except RuntimeError as error:
-            wanted = zoo.MODELS[self.recipe.model].input_shape
-            raise OptionError(
-                f"model {self.recipe.model!r} takes images of shape {wanted}, data set {data.name!r} has "
-                f"{tuple(x.shape[1:])}; choose another of the two, or give model_options ({error})"
-            ) from None
-        if self.recipe.rounds.samples > len(data.train.y):
-            raise OptionError(
-                f"rounds.samples = {self.recipe.rounds.samples}: data set {data.name!r} has {len(data.train.y)} training images"
-            )
-
-    def stages(self) -> list[Stage]:
-        """Return the programme of this run."""
-        recipe = self.recipe
-        method = methods.build(recipe.method, **recipe.method_options)
-        dense: list[Stage] = [Train(recipe.dense, "dense"), Measure()]
-        if self.control is None and acts_in_training(method):
-            return [*dense, Rewind(0), Train(recipe.retraining, "train", method), Measure()]
-        if self.control is None:
-            stages = dense
-            for _ in range(recipe.count):
-                stages += [self._prune(method), *self._restart(), Train(recipe.retraining, "retrain"), Measure()]
-            return stages
-        at = recipe.controls[self.control]
-        if at == "all":
-            stages = [self._load(1)]
-            for index in range(1, recipe.count + 1):
-                stages += self._control_round(index)
-            return stages
-        stages = []
-        for index in at:
-            stages += [self._load(index), *self._control_round(index)]
-        return stages
-
-    def _load(self, before: int) -> Stage:
-        """Return the stage that starts from the dense network, with the data order the method met in round `before`."""
-        seen = [epoch for epoch in self._parent_result().epochs if epoch.round < before]
-        return Load(self._parent().folder, epoch=len(seen), step=max((epoch.step for epoch in seen), default=0))
-
-    def _control_round(self, index: int) -> list[Stage]:
-        """Return the stages that bring a control to the method's density of round `index`."""
-        parent = self._parent().folder
-        aim = self._parent_round(index)
-        retrain: list[Stage] = [Train(self.recipe.retraining, "retrain"), Measure()]
-        match self.control:
-            case "shuffled":
-                return [Adopt(parent, index), Shuffle(), *self._restart(), *retrain]
-            case "reinitialised":
-                return [Adopt(parent, index), Reinitialise(), *retrain]
-            case "random" | "magnitude":
-                method = methods.build(self.control, allocate=dict(aim.layers))
-            case _:
-                allocate = str(self.control).removeprefix("magnitude_")
-                method = methods.build("magnitude", density=self._pruned_density(aim), allocate=allocate)
-        return [self._prune(method, index), *self._restart(), *retrain]
-
-    def _prune(self, method: Any, index: int | None = None) -> Stage:
-        rounds = self.recipe.rounds
-        return Prune(method, rounds.samples, rounds.sample_seed, rounds.exclude, index)
-
-    def _restart(self) -> list[Stage]:
-        rounds = self.recipe.rounds
-        return [Rewind(rounds.rewind_step)] if rounds.restart == "rewind" else []
-
-    def _parent(self) -> "Run":
-        return Run(self.recipe, self.seed, None, self.out)
-
-    def _parent_result(self) -> Result:
-        result = self._parent().done()
-        if result is None:
-            raise OptionError(f"the control {self.control!r} needs the method's own result first, seed {self.seed}")
-        return result
-
-    def _parent_round(self, index: int) -> Round:
-        return next(part for part in self._parent_result().rounds if part.round == index)
-
-    def _pruned_density(self, aim: Round) -> float:
-        """Return the density of the layers that are not excluded, which are all that a control may prune."""
-        model = self._fresh(self.seed)
-        layers = layers_of(model, exclude=self.recipe.rounds.exclude)
-        weights = {layer.name: layer.module.weight.numel() for layer in layers}
-        return sum(aim.layers[name] * n for name, n in weights.items()) / sum(weights.values())
-
-    def _fresh(self, seed: int) -> torch.nn.Module:
-        return zoo.build(self.recipe.model, seed=seed, **_model_options(self.recipe))
-
-    def _write(self, around: Surroundings, status: str, reason: str, started: datetime) -> None:
-        epochs = around.log["epochs"]
-        seconds = sorted(entry["seconds"] for entry in epochs)
-        result = Result.model_validate({
-            "recipe": self.recipe.name, "method": self.recipe.method, "control": self.control, "seed": self.seed,
-            "config": self.config, "config_hash": self.hash, "status": status, "reason": reason or None,
-            "started": started.isoformat(timespec="seconds"),
-            "seconds": (datetime.now(UTC) - started).total_seconds(),
-            "seconds_per_epoch": seconds[len(seconds) // 2] if seconds else None,
-            **environment(), **around.log,
-        })  # fmt: skip
-        write(result, self.folder)
-
-
-def runs(recipe: Recipe, out: Path, seeds: Sequence[int] | None = None) -> list[Run]:
-    """Return the runs of a recipe in the order they must happen: the method, then its controls, seed by seed."""
-    return [
-        Run(recipe, seed, control, out)
-        for seed in dict.fromkeys(recipe.seeds if seeds is None else seeds)
-        for control in (None, *(name for name, at in recipe.controls.items() if at))
-    ]
-
-
-def start(recipe: Recipe, out: Path, data_root: Path | None = None, **options: Any) -> list[Result]:
-    """Run everything a recipe asks for that is not there yet; return all its results.
-
-    Args:
-        recipe: the experiment.
-        out: folder for the runs' files.
-        data_root: where the data sets lie.
-        options: `seeds`, and those of `Run.run`.
-    """
-    seeds, results = options.pop("seeds", None), []
-    for run in runs(recipe, out, seeds):
-        if run.done() is None:
-            for _ in run.run(data_root, **options):
-                pass
-        result = run.done()
-        assert result is not None
-        results.append(result)
-    return results
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -457,10 +221,6 @@ def _known(kind: str, name: str, known: Any) -> str:
     if name not in known:
         raise unknown(kind, name, known)
     return name
-
-
-def _model_options(recipe: Recipe) -> dict[str, Any]:
-    return {"classes": SETS[recipe.data].classes, **recipe.model_options}
 
 
 _KEYS: dict[str, list[str]] = {

@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 
 from synaptree.cli.show import show_results
-from synaptree.recipe import Recipe, Run, runs
+from synaptree.experiment import Run, runs
+from synaptree.recipe import Recipe
 from synaptree.report.live import Display
 from synaptree.report.picture import picture
 from synaptree.results import write
