@@ -12,7 +12,7 @@ from synaptree import methods
 from synaptree.core.errors import OptionError, SynaptreeError
 from synaptree.core.layer import layers_of
 from synaptree.core.topology import Topology
-from synaptree.recipe import Recipe, acts_in_training
+from synaptree.recipe import Recipe
 from synaptree.results import Result, Round, config_hash, environment, read, write
 from synaptree.train import zoo
 from synaptree.train.data import Dataset, load
@@ -142,7 +142,7 @@ class Run:
         recipe = self.recipe
         method = methods.build(recipe.method, **recipe.method_options)
         dense: list[Stage] = [Train(recipe.dense, "dense"), Measure()]
-        if self.control is None and acts_in_training(method):
+        if self.control is None and method.acts_in_training:
             return [*dense, Rewind(0), Train(recipe.retraining, "train", method), Measure()]
         if self.control is None:
             stages = dense

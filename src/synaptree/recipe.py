@@ -10,13 +10,11 @@ from torch import nn
 
 from synaptree import methods
 from synaptree.core.errors import OptionError, unknown
-from synaptree.core.method import Method
-from synaptree.core.schedule import Never
 from synaptree.train import zoo
 from synaptree.train.data import SETS
 from synaptree.train.loop import TrainOptions
 
-__all__ = ["CONTROLS", "Recipe", "acts_in_training", "find_recipe", "load_recipe"]
+__all__ = ["CONTROLS", "Recipe", "find_recipe", "load_recipe"]
 
 CONTROLS = {
     "magnitude": "smallest weights go, at the method's own density in every layer",
@@ -122,7 +120,7 @@ class Recipe(Part):
     @property
     def count(self) -> int:
         """How many rounds there are: one for a method that acts in training."""
-        return 1 if acts_in_training(methods.build(self.method, **self.method_options)) else self.rounds.rounds
+        return 1 if methods.build(self.method, **self.method_options).acts_in_training else self.rounds.rounds
 
     def build_model(self, seed: int) -> nn.Module:
         """Return a new network, with initial weights from `seed`."""
@@ -132,11 +130,6 @@ class Recipe(Part):
     def retraining(self) -> TrainOptions:
         """How the network is trained after each edit."""
         return TrainOptions.model_validate(self.dense.model_dump() | self.retrain)
-
-
-def acts_in_training(method: Method) -> bool:
-    """Say whether a method edits the topology while the network trains, instead of between trainings."""
-    return method.edit is None and not isinstance(method.when, Never)
 
 
 def find_recipe(name: str) -> Path:

@@ -1,9 +1,11 @@
 import json
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from synaptree.artifact.interchange import load_into, read_tensors, save_sparse, write_tensors
 from synaptree.core.errors import CheckpointError
@@ -66,6 +68,84 @@ def test_another_shape_under_the_same_name_is_refused(tmp_path):
     save_sparse(nn.Linear(3, 2), tmp_path / "net")
     with pytest.raises(CheckpointError, match=r"weight has shape \(2, 3\), the model wants \(2, 4\)"):
         load_into(nn.Linear(4, 2), tmp_path / "net")
+
+
+@pytest.mark.parametrize("other", [
+    nn.Linear(32, 30), nn.Linear(30, 32), nn.Linear(15, 60), nn.Conv2d(30, 30, 3),
+], ids=str)  # fmt: skip
+def test_another_shape_under_a_mask_is_refused_and_nothing_changes(tmp_path, other):
+    model = nn.Linear(30, 30, bias=False)
+    save_sparse(model, tmp_path / "net", prune(model, build("magnitude", density=0.5)))
+    other.bias = None
+    before = other.weight.clone()
+    with pytest.raises(CheckpointError, match=r"weight has shape \(30, 30\), the model wants"):
+        load_into(other, tmp_path / "net")
+    assert torch.equal(other.weight, before)
+
+
+def test_kernels_of_another_form_are_refused_though_their_numbers_fit(tmp_path):
+    model, other = nn.Conv2d(1, 4, (3, 5), bias=False), nn.Conv2d(1, 4, (5, 3), bias=False)
+    save_sparse(model, tmp_path / "net", prune(model, build("magnitude", density=0.5, conv="kernel")))
+    with pytest.raises(CheckpointError, match=r"weight has shape \(4, 1, 3, 5\), the model wants \(4, 1, 5, 3\)"):
+        load_into(other, tmp_path / "net")
+
+
+META = {"format": "synaptree sparse 1", "masks": {"weight": [3, 4]}, "shapes": {"weight": [3, 4]}}
+MASK, VALUES = torch.tensor([255, 240], dtype=torch.uint8), torch.ones(12)
+
+
+@pytest.mark.parametrize(("tensors", "meta", "message"), [
+    ({"weight:mask": MASK}, META, "weight is damaged .*weight:values"),
+    ({"weight:mask": MASK[:1], "weight:values": VALUES[:8]}, META, "weight holds 1 bytes of mask for 12 connections"),
+    ({"weight:mask": MASK.repeat(2), "weight:values": VALUES}, META, "weight holds 4 bytes of mask for 12"),
+    ({"weight:mask": MASK, "weight:values": VALUES}, META | {"masks": {"weight": [2, 6]}}, "damaged .*RuntimeError"),
+    ({"weight:mask": MASK, "weight:values": VALUES}, META | {"masks": {"weight": 3}}, "weight is damaged"),
+    ({"weight:mask": MASK, "weight:values": VALUES}, META | {"masks": None}, "weight is damaged"),
+    ({"weight:mask": MASK, "weight:values": VALUES}, META | {"shapes": []}, "weight is damaged"),
+    ({"weight:mask": MASK, "weight:values": VALUES}, META | {"shapes": {"weight": [4, 3]}}, r"shape \(4, 3\)"),
+    ({"weight:mask": MASK[:1], "weight:values": VALUES[:0]}, META | {"masks": {"weight": [3, 1]}, "shapes": {}},
+     r"weight has shape \(3, 1\), the model wants \(3, 4\)"),
+    ({"weight:mask": MASK, "weight:values": VALUES}, {"format": META["format"]}, "weight is damaged"),
+    ({"weight:mask": MASK, "weight:values": VALUES}, ["synaptree"], "its JSON text is no table"),
+])  # fmt: skip
+def test_a_damaged_file_is_a_clear_error_and_nothing_changes(tmp_path, tensors, meta, message):
+    save_file(tensors, tmp_path / "net", {"json": json.dumps(meta)})
+    model = nn.Linear(4, 3, bias=False)
+    before = model.weight.clone()
+    with pytest.raises(CheckpointError, match=message):
+        load_into(model, tmp_path / "net")
+    assert torch.equal(model.weight, before)
+    for sound in (META, META | {"shapes": {}}, {"format": META["format"], "masks": META["masks"]}):
+        write_tensors(tmp_path / "net", {"weight:mask": MASK, "weight:values": VALUES}, sound)
+        load_into(model, tmp_path / "net")
+        assert model.weight.eq(1).all()
+
+
+@pytest.mark.parametrize("around", [nn.DataParallel, AveragedModel, partial(torch.compile, backend="eager")])
+def test_what_stands_around_a_network_is_not_in_the_file(tmp_path, around):
+    model, topology = pruned()
+    save_sparse(model, tmp_path / "plain", topology)
+    save_sparse(around(model), tmp_path / "around", topology)
+    assert (tmp_path / "plain").read_bytes() == (tmp_path / "around").read_bytes()
+    other = network(seed=1)
+    load_into(around(other) if around is not AveragedModel else other, tmp_path / "around")
+    assert torch.equal(other[0].weight, model[0].weight)
+
+
+def test_layers_that_names_of_wrappers_tell_apart_are_both_stored(tmp_path):
+    model, other = nn.Module(), nn.Module()
+    for net in (model, other):
+        net.fc, net.module = nn.Linear(4, 4), nn.ModuleDict({"fc": nn.Linear(4, 4)})
+    save_sparse(model, tmp_path / "net", prune(model, build("magnitude", density=0.5)))
+    load_into(other, tmp_path / "net")
+    assert all(torch.equal(v, other.state_dict()[name]) for name, v in model.state_dict().items())
+
+
+def test_masks_lie_where_their_parameters_do(tmp_path):
+    model, topology = pruned()
+    save_sparse(model, tmp_path / "net", topology)
+    back = load_into(network().to("meta"), tmp_path / "net")
+    assert {mask.device.type for mask in back.masks.values()} == {"meta"}
 
 
 @pytest.mark.parametrize("left", [0, 7, 100])

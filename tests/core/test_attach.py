@@ -13,8 +13,9 @@ from synaptree.core.layer import layers_of
 from synaptree.core.method import Method
 from synaptree.core.oneshot import prune
 from synaptree.core.rule import Density
-from synaptree.core.schedule import At, Every, Linear
+from synaptree.core.schedule import Every
 from synaptree.core.signal import gradient, magnitude, stateless
+from synaptree.core.topology import Topology
 
 OPTIMIZERS = {
     "sgd": SGD,
@@ -59,7 +60,7 @@ def test_what_is_born_starts_at_zero_with_its_optimizer_state_and_survivors_keep
 
     optimizer.register_step_post_hook(look)  # before attach's own, so that it sees what the update left
     elsewhere = stateless(lambda view: (~view.mask).float())
-    attached = attach(model, optimizer, exchange(At((3,)), elsewhere), topology=half(model))
+    attached = attach(model, optimizer, exchange(lambda step: step == 3, elsewhere), topology=half(model))
     train(model, optimizer, 3)
     born = attached.last.born
     assert str(attached.last) == "5 born, 5 died"  # 3 of 6 in the first layer; half of 3, rounded to even, is 2
@@ -112,7 +113,7 @@ def test_every_group_of_parameters_is_masked():
 def test_density_follows_the_schedule_and_nothing_returns():
     model = network()
     optimizer = SGD(model.parameters())
-    attached = attach(model, optimizer, Method(Density(Linear(1.0, 0.0, 0, 6)), {"keep": magnitude}, Every(2)))
+    attached = attach(model, optimizer, Method(Density(lambda step: 1 - step / 6), {"keep": magnitude}, Every(2)))
     masks = [attached.topology.masks]
     for step, density in ((2, 12 / 18), (4, 6 / 18), (6, 0.0)):
         train(model, optimizer, 2)
@@ -262,3 +263,34 @@ def test_a_compiled_model_gets_the_same_masks():
         masks.append(attached.finish())
     assert masks[0].digest() == masks[1].digest()
     assert list(masks[0].masks) == list(masks[1].masks) == ["0.weight", "2.weight"]
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_dead_weights_are_plus_zero_also_after_an_update_that_is_not_finite(make, dtype, value):
+    model = network().to(dtype)
+    optimizer = make(model.parameters())
+    attached = attach(model, optimizer, topology=half(model))
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, value)
+    optimizer.step()
+    assert torch.equal(dead(model, attached.topology), torch.zeros(9, dtype=dtype))
+    assert not dead(model, attached.topology).signbit().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_masking_leaves_every_bit_of_what_exists(dtype):
+    model = nn.Linear(3, 2, bias=False).to(dtype)
+    model.weight.data = tensor([[-0.0, -1e-7, float("inf")], [float("nan"), 5.0, -60000.0]], dtype=dtype)
+    before = model.weight.detach().clone()
+    topology = Topology.of(layers_of(model), {"linear": "weight"})
+    topology.edit({"weight": tensor([[True, True, True], [True, False, True]])})
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    attach(model, optimizer, topology=topology)
+    model.weight.grad = torch.zeros_like(model.weight)
+    optimizer.step()
+    assert torch.equal(model.weight.isnan(), before.isnan())
+    before[1, 1] = 0.0
+    assert torch.equal(model.weight.nan_to_num(7), before.nan_to_num(7))
+    assert torch.equal(model.weight.signbit(), before.signbit())

@@ -12,7 +12,9 @@ from torch import nn
 
 from synaptree.core.attach import attach
 from synaptree.core.errors import AttachError, OptionError, ShapeError
-from synaptree.core.schedule import Every
+from synaptree.core.layer import layers_of
+from synaptree.core.schedule import Every, Never
+from synaptree.core.topology import Topology
 
 
 @pytest.mark.parametrize("leave", ["detach", "finish"])
@@ -41,7 +43,9 @@ def test_finishing_writes_plus_zero_and_returns_the_topology():
     optimizer = SGD(model.parameters())
     attached = attach(model, optimizer, topology=half(model))
     train(model, optimizer, 2)
-    assert dead(model, attached.topology).signbit().any()
+    attached.detach()
+    train(model, optimizer, 2)
+    assert dead(model, attached.topology).any()
     topology = attached.finish()
     assert topology is attached.topology
     assert not dead(model, topology).signbit().any()
@@ -84,6 +88,34 @@ def test_a_failed_attachment_leaves_nothing_behind():
     attached.finish()
 
 
+def test_the_optimizer_alone_keeps_an_attachment_alive():
+    model = network()
+    optimizer = SGD(model.parameters())
+    topology = half(model)
+    attach(model, optimizer, topology=topology)
+    gc.collect()
+    train(model, optimizer, 2)
+    assert topology.step == 2
+    assert not dead(model, topology).any()
+
+
+def test_without_its_optimizer_an_attachment_goes_at_once():
+    model = network()
+    optimizer = SGD(model.parameters())
+    attached = attach(model, optimizer, topology=half(model))
+    gone = [weakref.ref(attached), weakref.ref(optimizer)]
+    gc.disable()
+    try:
+        del optimizer
+        assert attached.optimizer is None
+        attached.edit({"0.weight": torch.ones(3, 4).bool()})
+        del attached
+        assert [ref() for ref in gone] == [None, None]
+        attach(model, SGD(model.parameters()), topology=half(model)).finish()
+    finally:
+        gc.enable()
+
+
 def test_what_nobody_holds_any_more_is_let_go():
     model = network()
     optimizer = SGD(model.parameters())
@@ -105,6 +137,25 @@ def test_an_optimizer_out_of_reach_is_refused():
         attach(model, SGD(network().parameters()), topology=half(model))
     with pytest.raises(AttachError, match=r"list is no torch\.optim\.Optimizer"):
         attach(model, [], topology=half(model))
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.LBFGS, lambda _: SGD(network().parameters()), lambda _: []])
+def test_a_topology_is_as_before_where_its_attachment_is_refused(optimizer):
+    model, topology = network(), Topology()
+    with pytest.raises(AttachError):
+        attach(model, optimizer(model.parameters()), exchange(Every(1)), topology=topology)
+    assert not topology.masks
+
+
+def test_a_method_that_acts_through_prune_alone_wants_something_to_keep():
+    model, method = network(), exchange(Never())
+    for topology in (None, Topology.of(layers_of(model), method.granularity)):
+        with pytest.raises(AttachError, match=r"acts only through prune, and nothing is pruned yet: call prune\("):
+            attach(model, SGD(model.parameters()), method, topology=topology)
+    optimizer = SGD(model.parameters())
+    attached = attach(model, optimizer, method, topology=half(model))
+    train(model, optimizer, 2)
+    assert not dead(model, attached.topology).any()
 
 
 def test_a_model_that_cannot_be_pruned_is_refused():

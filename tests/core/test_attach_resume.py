@@ -2,6 +2,7 @@
 
 import copy
 import io
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from synaptree.core.attach import attach
-from synaptree.core.errors import CheckpointError
+from synaptree.core.errors import CheckpointError, ShapeError
 from synaptree.core.method import Method
 from synaptree.core.rule import Density
 from synaptree.core.schedule import Cosine, Cubic, Every
@@ -119,3 +120,41 @@ def test_a_state_without_masks_is_refused_and_changes_nothing(state):
     with pytest.raises(CheckpointError, match="holds no masks"):
         attached.load_state_dict(state)
     equal(attached.topology.state_dict(), before)
+
+
+def test_a_state_written_under_another_method_is_refused_and_changes_nothing():
+    model, optimizer, attached = begin(MAKE["sgd"], METHODS["prune"])
+    train(model, optimizer, range(2))
+    theirs = replace(METHODS["prune"], name="prune", options={"density": 0.2})
+    _, _, other = begin(MAKE["sgd"], replace(theirs, options={"density": 0.1}))
+    state = attached.state_dict() | {"method": repr(theirs)}
+    with pytest.raises(CheckpointError, match=r"method prune\(density=0.2\), attached is prune\(density=0.1\)"):
+        other.load_state_dict(state)
+    assert other.topology.step == 0
+    other.load_state_dict({"topology": state["topology"]})
+    assert other.topology.step == 2
+
+
+def test_a_state_may_be_loaded_with_a_method_or_without():
+    model, optimizer, attached = begin(MAKE["sgd"], replace(METHODS["prune"], name="prune"))
+    train(model, optimizer, range(2))
+    attached.finish()
+    bare = attach(model, optimizer, topology=attached.topology)
+    bare.load_state_dict(attached.state_dict())
+    fresh = begin(MAKE["sgd"], METHODS["prune"])[2]
+    fresh.load_state_dict(bare.state_dict())
+    assert fresh.topology.digest() == attached.topology.digest()
+
+
+def test_masks_of_parameters_the_model_lacks_are_refused_and_change_nothing():
+    model, optimizer, attached = begin(MAKE["sgd"], METHODS["prune"])
+    before, weight = copy.deepcopy(attached.topology.state_dict()), model[0].weight.clone()
+    other = copy.deepcopy(attached.topology)
+    other.edit({"0.weight": torch.zeros(3, 4).bool()})
+    other.add("9.weight", (2, 2))
+    with pytest.raises(ShapeError, match="Sequential has no such parameter"):
+        attached.load_state_dict({"topology": other.state_dict()})
+    equal(attached.topology.state_dict(), before)
+    assert torch.equal(model[0].weight, weight)
+    train(model, optimizer, range(1))
+    assert attached.topology.step == 1

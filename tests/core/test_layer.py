@@ -1,9 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from synaptree.core.errors import AttachError, OptionError
-from synaptree.core.layer import clean, layers_of, mask_shape
+from synaptree.core.layer import layers_of, mask_shape, parameters_of, unwrapped
 
 
 def network():
@@ -33,11 +36,31 @@ def test_layers_are_chosen_by_kind_and_pattern_and_exclude_wins():
     assert [layer.name for layer in layers_of(network(), include=["[02]"], exclude=["0"])] == ["2"]
 
 
-def test_names_are_those_of_the_plain_model_under_ddp_and_compile():
-    wrapped = nn.Module()
-    wrapped.module = torch.compile(network(), backend="eager")
-    assert layers_of(wrapped) == layers_of(wrapped.module) == layers_of(wrapped.module._orig_mod)
-    assert clean("features.0._orig_mod.weight") == "features.0.weight"
+compiled = partial(torch.compile, backend="eager")
+
+
+@pytest.mark.parametrize("around", [
+    nn.DataParallel, AveragedModel, compiled, lambda net: nn.DataParallel(compiled(net)),
+])  # fmt: skip
+def test_names_are_those_of_the_plain_model_whatever_stands_around_it(around):
+    wrapped, parts = around(network()), network()
+    parts[0], parts[2] = around(parts[0]), around(parts[2])
+    assert layers_of(wrapped) == layers_of(parts) == layers_of(network())
+    assert list(parameters_of(wrapped)) == list(parameters_of(parts)) == list(dict(network().named_parameters()))
+    assert type(unwrapped(wrapped)) is nn.Sequential
+
+
+def test_names_that_wrappers_use_are_kept_where_they_are_the_users_own():
+    net = nn.Module()
+    net.fc, net.module, net._orig_mod = nn.Linear(2, 2), nn.ModuleDict({"fc": nn.Linear(2, 2)}), nn.Linear(2, 2)
+    assert [layer.weight for layer in layers_of(net)] == ["fc.weight", "module.fc.weight", "_orig_mod.weight"]
+    assert parameters_of(net) == dict(net.named_parameters())
+
+
+def test_a_shared_parameter_is_found_under_each_of_its_names():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    model[1].weight = model[0].weight
+    assert parameters_of(model) == {"0.weight": model[0].weight, "1.weight": model[0].weight}
 
 
 @pytest.mark.parametrize("pattern", [{"include": ["fc*"]}, {"exclude": ["fc*"]}])

@@ -1,9 +1,14 @@
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
 import pytest
 
 from synaptree.core import method as registry
 from synaptree.core.errors import OptionError
 from synaptree.core.method import Method, build, method
 from synaptree.core.rule import Density
+from synaptree.core.schedule import Every
 from synaptree.core.signal import ema, gradient, magnitude, stateless
 
 
@@ -56,3 +61,52 @@ def test_a_method_needs_what_its_signals_need_and_acts_only_when_asked():
     assert built.needs == {"data", "gradient"}
     assert not any(map(built.when, range(1000)))
     assert repr(built) == "Method()"
+
+
+@pytest.fixture
+def choosy(monkeypatch):
+    monkeypatch.setattr(registry, "METHODS", {})
+
+    @method
+    def choosy(
+        share: float = 0.5, rounds: int = 1, sweep: bool = True, rule: Literal["paper", "released"] = "paper",  # noqa: ARG001
+        table: str | Mapping[str, float] | None = None, anything: Any = None, loose=None,  # noqa: ARG001
+    ) -> Method:  # fmt: skip
+        return Method(Density(1.0), {"keep": magnitude})
+
+    return choosy
+
+
+@pytest.mark.parametrize(("option", "value", "wanted"), [
+    ("share", "high", "wanted share of type float, got share = 'high' of type str"),
+    ("share", True, "wanted share of type float, got share = True of type bool"),
+    ("rounds", 2.0, "wanted rounds of type int, got rounds = 2.0 of type float"),
+    ("rounds", False, "wanted rounds of type int, got rounds = False of type bool"),
+    ("sweep", "no", "wanted sweep of type bool, got sweep = 'no' of type str"),
+    ("sweep", 1, "wanted sweep of type bool, got sweep = 1 of type int"),
+    ("rule", "releasd", "unknown rule of choosy 'releasd'; did you mean 'released'"),
+    ("table", ["a"], r"wanted table of type str \| .*Mapping\[str, float\] \| None, got table = \['a'\] of type list"),
+    ("table", {"a": "b"}, r"wanted table of type .*, got table = {'a': 'b'} of type dict"),
+])  # fmt: skip
+def test_an_option_of_the_wrong_type_is_named_with_what_was_wanted_and_got(choosy, option, value, wanted):
+    with pytest.raises(OptionError, match=wanted):
+        choosy(**{option: value})
+
+
+@pytest.mark.parametrize("options", [
+    {"share": 1}, {"rounds": 3}, {"sweep": False}, {"rule": "released"}, {"table": "all"}, {"table": {"a": 1}},
+    {"table": None}, {"anything": object()}, {"loose": object()},
+])  # fmt: skip
+def test_an_option_may_have_any_value_of_its_type(choosy, options):
+    assert choosy(**options).options.items() >= options.items()
+
+
+def test_an_unknown_granularity_is_named_when_the_method_is_made():
+    with pytest.raises(OptionError, match="unknown granularity 'kernal'; did you mean 'kernel'"):
+        Method(Density(0.5), {"keep": magnitude}, granularity={"linear": "weight", "conv": "kernal"})
+
+
+def test_a_method_with_a_schedule_acts_in_training():
+    built = Method(Density(0.5), {"keep": magnitude})
+    assert not built.acts_in_training
+    assert replace(built, when=Every(2)).acts_in_training

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from synaptree.core.errors import AttachError, DataError, NumericError, OptionEr
 from synaptree.core.method import Method
 from synaptree.core.oneshot import prune
 from synaptree.core.rule import Density, Share
+from synaptree.core.schedule import Every
 from synaptree.core.signal import ema, gradient, magnitude, noise
 from synaptree.core.topology import Topology
+from synaptree.methods import build
 from synaptree.signals.contribution import contribution, reductions
 
 
@@ -123,7 +126,7 @@ def test_after_an_error_every_module_has_its_mode_back():
     model = network()
     model[1].eval()
     modes = [module.training for module in model.modules()]
-    with pytest.raises(RuntimeError, match="shapes"):
+    with pytest.raises(DataError, match="shapes"):
         prune(model, relief(0.5), torch.ones(2, 7))
     assert [module.training for module in model.modules()] == modes
     assert not any(module._forward_pre_hooks for module in model.modules())
@@ -134,10 +137,12 @@ def test_after_an_error_every_module_has_its_mode_back():
 def test_weights_that_are_not_finite_are_named_and_nothing_changes(method, value):
     model = network()
     model[4].weight.data[0, 1] = value
-    before = copy.deepcopy(model.state_dict())
+    before, topology = copy.deepcopy(model.state_dict()), Topology()
+    topology.notes = ["of the last call"]
     with pytest.raises(NumericError, match=r"4.weight of shape \(2, 3\) holds NaN or infinity"):
-        prune(model, method, torch.ones(2, 4))
+        prune(model, method, torch.ones(2, 4), topology=topology)
     assert unchanged(model, before)
+    assert (topology.masks, topology.notes) == ({}, ["of the last call"])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -148,6 +153,20 @@ def test_data_that_is_not_finite_is_named_and_nothing_changes(value):
     x[1, 2] = value
     with pytest.raises(NumericError, match="layer 0: mean_abs of its input is not finite over 3 samples"):
         prune(model, relief(0.5), x, topology=topology)
+    assert unchanged(model, before)
+    assert not topology.masks
+
+
+def test_an_edit_that_fails_half_way_is_undone():
+    def half_way(calibration):
+        calibration.apply({"0.weight": torch.zeros(3, 4).bool()})
+        model[1].running_mean.fill_(3.0)
+        raise KeyboardInterrupt
+
+    model = network()
+    before, topology = copy.deepcopy(model.state_dict()), prune(model, keeping(1.0))
+    with pytest.raises(KeyboardInterrupt):
+        prune(model, replace(keeping(0.5), edit=half_way), topology=topology)
     assert unchanged(model, before)
     assert topology.density() == 1.0
 
@@ -166,6 +185,29 @@ def test_methods_get_what_they_need_or_say_so():
 def test_what_is_no_batch_is_named():
     with pytest.raises(DataError, match="batch 1 of the calibration data is a dict: wanted a tensor"):
         prune(network(), relief(0.5), [torch.ones(2, 4), {"x": torch.ones(2, 4)}])
+
+
+@pytest.mark.parametrize(("batches", "message"), [
+    ([()], "batch 0 of the calibration data is a tuple: wanted a tensor"),
+    (torch.tensor(1.0), r"batch 0 of the calibration data is 1.0: wanted .* of shape \(samples, ...\)"),
+    ([torch.ones(2, 4), torch.tensor(1.0)], "batch 1 of the calibration data is 1.0: wanted"),
+    (torch.ones(2, 3), r"batch 0 .* shape \(2, 3\) and torch.float32, does not go through Sequential; give.*mat1"),
+    ([torch.ones(2, 4), torch.ones(2, 3)], r"layer 0: \(2, 3\) came after inputs of other sizes"),
+    (torch.ones(2, 4, dtype=torch.uint8), r"(?s)batch 0 .* shape \(2, 4\) and torch.uint8, .* dtype"),
+])  # fmt: skip
+def test_data_that_the_model_does_not_take_are_named_and_nothing_changes(batches, message):
+    model = network()
+    before, topology = copy.deepcopy(model.state_dict()), Topology()
+    with pytest.raises(DataError, match=message):
+        prune(model, relief(0.5), batches, topology=topology)
+    assert unchanged(model, before)
+    assert not topology.masks
+
+
+def test_a_method_that_acts_in_training_is_not_asked_to_prune():
+    for method in (replace(keeping(0.5), when=Every(2)), build("gradual_magnitude", density=0.1)):
+        with pytest.raises(AttachError, match="acts during training, by its own schedule: use attach"):
+            prune(nn.Linear(4, 4), method)
 
 
 def test_include_and_exclude_choose_layers():

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn, tensor
 
-from synaptree.core.errors import NumericError
+from synaptree.core.errors import DataError, NumericError
 from synaptree.core.layer import layers_of
 from synaptree.core.probe import Probe, mean_abs_input
 
@@ -92,3 +92,22 @@ def test_hooks_are_gone_afterwards_also_after_an_error():
     with pytest.raises(RuntimeError, match="shapes"), probe:
         model(torch.zeros(1, 3))
     assert not model[0]._forward_pre_hooks
+
+
+def test_an_input_given_by_keyword_is_seen_too():
+    class Named(nn.Linear):
+        def forward(self, input):
+            return super().forward(input)
+
+    model = nn.Sequential(Named(2, 1))
+    model.forward = lambda x: model[0](input=x)
+    assert means(model, tensor([[1.0, -2.0], [3.0, 0.0]])).tolist() == [2.0, 1.0]
+
+
+def test_maps_of_different_sizes_have_no_mean():
+    with pytest.raises(DataError, match=r"layer 0: \(2, 1, 1, 5\) came after inputs of other sizes; give"):
+        means(nn.Sequential(nn.Conv2d(1, 2, 1)), torch.ones(2, 1, 5, 5), torch.ones(2, 1, 1, 5))
+
+
+def test_sequences_may_have_different_lengths():
+    assert means(nn.Sequential(nn.Linear(1, 1)), torch.ones(2, 5, 1), torch.full((1, 2, 1), 7.0)).tolist() == [2.0]

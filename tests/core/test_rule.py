@@ -10,7 +10,7 @@ from synaptree.core.allocate import Global, Table
 from synaptree.core.errors import NumericError, OptionError
 from synaptree.core.layer import layers_of
 from synaptree.core.rule import Density, Group, Part, Share, Threshold, carrying
-from synaptree.core.structure import Units
+from synaptree.core.structure import Blocks
 
 ONE_THIRD = 1 / 3
 
@@ -91,7 +91,7 @@ class TestDensity:
         assert kept(Density(0.5, Global()), *layers) == {"a": [0], "b": [1]}
 
     def test_a_structure_shapes_what_is_kept(self):
-        assert kept(Density(0.5, structure=Units()), group([[0.0, 3.0], [2.0, 2.0]])) == {"fc": [2, 3]}
+        assert kept(Density(0.5, structure=Blocks(1, 2)), group([[0.0, 3.0], [2.0, 2.0]])) == {"fc": [2, 3]}
 
     def test_of_what_remains_the_cut_is_rounded_up(self):
         rule = Density(0.8, of_remaining=True)

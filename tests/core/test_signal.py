@@ -3,7 +3,7 @@ import torch
 from torch import nn, tensor
 
 from synaptree.core.layer import layers_of
-from synaptree.core.signal import View, at_granularity, ema, gradient, magnitude, noise, product, stateless
+from synaptree.core.signal import View, at_granularity, ema, gradient, magnitude, noise
 
 (LAYER,) = layers_of(nn.Linear(2, 2))
 WEIGHT = tensor([[1.0, -2.0], [0.0, 3.0]])
@@ -57,9 +57,3 @@ def test_a_moving_average_does_not_change_the_state_it_was_given():
     signal.update(state, view(grad=WEIGHT))
     assert not state["mean"].any()
     assert signal.needs == {"gradient"}
-
-
-def test_a_product_multiplies_and_needs_what_both_need():
-    saliency = product(magnitude, gradient)
-    assert torch.equal(saliency.read({}, view(grad=torch.full((2, 2), -2.0))), 2 * WEIGHT.abs())
-    assert product(gradient, stateless(lambda v: v.weight, "data")).needs == {"gradient", "data"}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import tensor
 
 from synaptree.core.errors import NumericError, ShapeError
-from synaptree.core.structure import Blocks, NOfM, Units, Weights, largest
+from synaptree.core.structure import Blocks, NOfM, Weights, counts_of_largest, largest
 
 # few different values, so that most scores are tied
 scores = st.lists(st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 2.0]), max_size=24)
@@ -43,7 +43,7 @@ def test_a_score_without_entries_keeps_nothing():
     assert largest(torch.zeros(0, 3), 2).shape == (0, 3)
 
 
-@pytest.mark.parametrize("structure", [Units(), Blocks(1, 1), Weights()])
+@pytest.mark.parametrize("structure", [Blocks(1, 1), Weights()])
 @pytest.mark.parametrize("shape", [(0, 2), (2, 0)])
 def test_structures_take_a_score_without_entries(structure, shape):
     assert structure(torch.zeros(shape), 0).shape == shape
@@ -54,16 +54,9 @@ def test_nan_cannot_be_ranked():
         largest(tensor([[0.0, 1.0], [math.nan, 2.0]]), 1)
 
 
-def test_units_keep_whole_rows_and_never_more_than_the_count():
-    score = tensor([[1.0, 1.0], [0.0, 3.0], [2.0, 0.0]])
-    assert Units()(score, 5).tolist() == [[True, True], [True, True], [False, False]]
-    assert Units()(score, 3).tolist() == [[False, False], [True, True], [False, False]]
-    assert not Units()(score, 1).any()
-
-
-def test_units_of_kernels_keep_whole_filters():
-    score = tensor([1.0, 2.0]).view(2, 1, 1, 1).expand(2, 3, 2, 2)
-    assert Units()(score, 12).flatten(1).tolist() == [[False] * 12, [True] * 12]
+def test_the_largest_of_several_scores_are_counted_for_each():
+    scores = tensor([3.0, 1.0]), tensor([[2.0], [3.0]])
+    assert [counts_of_largest(scores, count) for count in (0, 1, 2, 3, 9)] == [[0, 0], [1, 0], [1, 1], [1, 2], [2, 2]]
 
 
 def test_equal_blocks_go_to_the_first():

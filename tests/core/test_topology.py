@@ -133,9 +133,7 @@ def test_apply_writes_plus_zero_and_leaves_the_rest():
 
 def test_masks_fit_the_model_under_the_prefixes_of_ddp_and_compile(topology):
     model = nn.Linear(4, 1, bias=False)
-    wrapped = nn.Module()
-    wrapped.module = torch.compile(model, backend="eager")
-    topology.apply(wrapped)
+    topology.apply(nn.DataParallel(torch.compile(model, backend="eager")))
     assert (model.weight == 0).tolist() == [[False, False, True, True]]
 
 
@@ -212,7 +210,7 @@ def test_a_state_is_a_copy(topology):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"masks": {}}, "holds no masks: it was not written by a synaptree topology"),
-    ({"shapes": {"fc": [1, 4]}, "masks": {"fc": row(1, 1, 1, 1)}, "births": {}}, "fc, weight differ"),
+    ({"shapes": {"fc": [1, 4]}, "masks": {"fc": row(1, 1, 1, 1)}, "births": {}}, ": weight differ"),
     ({"shapes": {"weight": [1, 2]}, "masks": {"weight": row(1, 1)}, "births": {}}, "weight differ"),
     ({"masks": {"weight": row(1)}, "births": {}}, "weight differ"),
     ({"edits": None}, "damaged"),
@@ -226,6 +224,30 @@ def test_a_state_that_does_not_belong_here_changes_nothing(topology, change, mes
     with pytest.raises(CheckpointError, match=message):
         topology.load_state_dict(state)
     assert same(topology, before)
+
+
+def test_masks_that_a_method_added_later_are_taken_over_too(topology):
+    grown = copy.deepcopy(topology)
+    grown.add("bias", (1,))
+    grown.edit({"bias": tensor([False])})
+    topology.load_state_dict(grown.state_dict())
+    assert same(topology, grown)
+    with pytest.raises(CheckpointError, match=": bias differ"):
+        topology.load_state_dict({**grown.state_dict(), "shapes": {"weight": [1, 4]}})
+
+
+def test_after_an_error_a_topology_and_what_goes_with_it_are_as_before(topology):
+    before, weight = copy.deepcopy(topology), tensor([1.0, 2.0])
+    with pytest.raises(KeyboardInterrupt), topology.restored_on_error(weight):  # noqa: PT012 - breaks half-way
+        topology.add("bias", (1,))
+        topology.edit({"weight": row(0, 0, 1, 1)})
+        torch.rand(1, generator=topology.rng)
+        topology.notes.append("new")
+        weight.zero_()
+        raise KeyboardInterrupt
+    assert same(topology, before)
+    assert topology.version > before.version  # masks derived in between are stale
+    assert weight.tolist() == [1.0, 2.0]
 
 
 def test_a_topology_describes_itself(topology):

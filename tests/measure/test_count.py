@@ -184,6 +184,17 @@ def test_a_topology_fits_the_model_inside_a_parallel_one():
     assert (layer.name, layer.weights_alive) == ("0", 1)
 
 
+def test_parts_that_names_of_wrappers_tell_apart_are_counted_apart_and_called_twice_once():
+    net = nn.Module()
+    net.fc, net.module = nn.Linear(2, 1), nn.ModuleDict({"fc": nn.Linear(2, 1)})
+    net.again = net.fc
+    net.forward = lambda x: net.again(torch.cat([net.fc(x), net.module["fc"](x)], 1))
+    counted = count(net, Masks({"fc.weight": mask([1, 0]), "module.fc.weight": mask([0, 0])}), torch.ones(1, 2))
+    assert [(layer.name, layer.weights_alive, layer.macs) for layer in counted.layers] == [
+        ("fc", 1, 4), ("module.fc", 0, 2),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("example", [torch.tensor(1.0), torch.rand(0, 3)])
 def test_an_example_without_a_sample_is_refused(example):
     with pytest.raises(ShapeError, match="batch of at least one sample"):

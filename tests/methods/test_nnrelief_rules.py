@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from synaptree.core.attach import attach
-from synaptree.core.errors import NumericError, OptionError
+from synaptree.core.errors import DataError, NumericError, OptionError
 from synaptree.core.oneshot import prune
 from synaptree.graph.shortcut import Shortcut
 from synaptree.methods import nnrelief
@@ -264,3 +264,51 @@ def test_a_layer_that_nothing_flows_through_is_left_alone_and_named():
     assert topology.density("idle.weight") == 1.0
     assert topology.density("fc.weight") < 1.0
     assert topology.notes == ["left alone, since nothing flows through them: idle"]
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(nn.Linear(8, 3), (20, 8)), (nn.Conv2d(4, 3, 3), (20, 4, 5, 5))], ids=str)
+def test_a_network_of_one_layer_is_pruned_like_any_other(layer, shape, caplog):
+    x, inside = torch.rand(shape), nn.Sequential(deepcopy(layer))
+    alone = prune(layer, nnrelief(0.5, 0.5), x)
+    assert alone.density() < 0.8
+    assert torch.equal(alone.masks["weight"], prune(inside, nnrelief(0.5, 0.5), x).masks["0.weight"])
+    assert not alone.notes
+    assert not caplog.text
+
+
+def test_dead_units_are_swept_also_in_a_network_that_calls_its_part_module():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+
+        def forward(self, x):
+            return self.module(x)
+
+    net = Named()
+    net.module[2].weight.data[:, 0] = 0
+    topology = prune(net, nnrelief(alpha_fc=0.9), torch.rand(20, 4))
+    assert list(topology.masks) == ["module.0.weight", "module.0.bias", "module.2.weight", "module.2.bias"]
+    assert not topology.masks["module.0.weight"][0].any()
+    assert topology.masks["module.0.weight"].any()
+
+
+@pytest.mark.parametrize("x", [torch.rand(5, 3), torch.zeros(5, 4, dtype=torch.uint8)])
+def test_data_that_the_network_does_not_take_are_not_blamed_on_its_graph(x, caplog):
+    with pytest.raises(DataError, match="batch 0 of the calibration data, of shape"):
+        prune(nn.Sequential(nn.Linear(4, 4)), nnrelief(), x)
+    assert not caplog.text
+
+
+def test_layers_called_by_keyword_are_pruned():
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.fc(input=x)
+
+    topology = prune(Keyword(), nnrelief(alpha_fc=0.5), torch.rand(4, 4))
+    assert topology.density() < 0.8
+    assert not topology.notes

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from synaptree.artifact.files import replacing
 from synaptree.core.errors import CheckpointError
-from synaptree.core.layer import clean
+from synaptree.core.layer import modules_of
 from synaptree.core.topology import Topology
 
 __all__ = ["load_into", "read_tensors", "save_sparse", "write_tensors"]
@@ -33,16 +33,19 @@ def save_sparse(model: nn.Module, path: str | Path, topology: Topology | None = 
         topology: the connections; without it everything is stored whole.
     """
     tensors: dict[str, Tensor] = {}
-    masks = topology.masks if topology else {}
-    for raw, value in model.state_dict().items():
-        name = clean(raw)
+    masks, shapes = (topology.masks, topology.shapes) if topology else ({}, {})
+    for name, value in _state(model).items():
         if name in masks and not bool(masks[name].all()):
             tensors[f"{name}:mask"] = _pack(masks[name])
-            tensors[f"{name}:values"] = value.detach()[masks[name].expand_as(value)]
+            tensors[f"{name}:values"] = value[masks[name].expand_as(value)]
         else:
-            tensors[name] = value.detach()
-    shapes = {name: list(mask.shape) for name, mask in masks.items()}
-    write_tensors(path, tensors, {"format": _FORMAT, "masks": shapes})
+            tensors[name] = value
+    meta = {
+        "format": _FORMAT,
+        "masks": {name: list(mask.shape) for name, mask in masks.items()},
+        "shapes": {name: shape for name, shape in shapes.items() if shape != tuple(masks[name].shape)},
+    }
+    write_tensors(path, tensors, meta)
     return Path(path).stat().st_size
 
 
@@ -55,17 +58,16 @@ def load_into(model: nn.Module, path: str | Path) -> Topology:
     tensors, meta = read_tensors(path)
     if meta.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: wanted the format {_FORMAT!r}, got {meta.get('format')!r}")
-    own = {clean(name): value for name, value in model.state_dict().items()}
-    stored = {name.partition(":")[0] for name in tensors}
+    own = _state(model)
+    stored = {name.removesuffix(":mask").removesuffix(":values") for name in tensors}
     if differ := stored ^ set(own):
         raise CheckpointError(f"{path}: the file and {type(model).__name__} differ in {', '.join(sorted(differ))}")
     topology, values = Topology(), {}
     for name, value in own.items():
-        shape = tuple(value.shape)
-        if name in meta["masks"]:
-            topology.add(name, shape)
-            topology.masks[name] = _unpack(tensors.get(f"{name}:mask"), tuple(meta["masks"][name]))
-        values[name] = _restored(path, name, shape, tensors, topology)
+        try:
+            values[name] = _restored(f"{path}: {name}", name, value, tensors, meta, topology)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: {name} is damaged ({type(error).__name__}: {error})") from error
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(values[name])
@@ -89,34 +91,57 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            meta: dict[str, Any] = json.loads((file.metadata() or {})["json"])
+            meta: Any = json.loads((file.metadata() or {})["json"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as a synaptree file ({error})") from None
+    if not isinstance(meta, dict):
+        raise CheckpointError(f"{path}: cannot be read as a synaptree file (its JSON text is no table)")
     return tensors, meta
 
 
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Return what `state_dict` would, under the names a topology knows."""
+    state: dict[str, Tensor] = {}
+    for name, module in modules_of(model):
+        module._save_to_state_dict(state, f"{name}." if name else "", keep_vars=False)
+    return state
+
+
 def _restored(
-    path: str | Path, name: str, shape: tuple[int, ...], tensors: Mapping[str, Tensor], topology: Topology
+    where: str, name: str, value: Tensor, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], topology: Topology
 ) -> Tensor:
+    """Return what is stored of a parameter, at the shape of `value`, and give `topology` its mask if it has one."""
+    shape = tuple(value.shape)
     if name in tensors:
-        value = tensors[name]
-        if tuple(value.shape) != shape:
-            raise CheckpointError(f"{path}: {name} has shape {tuple(value.shape)}, the model wants {shape}")
-        return value
-    stored, exists = tensors[f"{name}:values"], topology.expanded(name)
+        got = tuple(tensors[name].shape)
+    else:  # where it is not said it is that of the mask; the first files said it nowhere
+        got = tuple(meta["shapes"].get(name, meta["masks"][name])) if "shapes" in meta else shape
+    if got != shape:
+        raise CheckpointError(f"{where} has shape {got}, the model wants {shape}")
+    exists = torch.ones(shape, dtype=torch.bool)
+    if name in meta["masks"]:
+        mask = _unpack(where, tensors.get(f"{name}:mask"), tuple(meta["masks"][name]))
+        exists = mask.expand(shape)
+        topology.add(name, shape, device=value.device)
+        topology.masks[name] = mask.to(value.device)
+    if name in tensors:
+        return tensors[name]
+    stored = tensors[f"{name}:values"]
     if len(stored) != int(exists.sum()):
-        raise CheckpointError(f"{path}: {name} holds {len(stored)} values for {int(exists.sum())} connections")
-    value = torch.zeros(shape, dtype=stored.dtype)
-    value[exists] = stored
-    return value
+        raise CheckpointError(f"{where} holds {len(stored)} values for {int(exists.sum())} connections")
+    restored = torch.zeros(shape, dtype=stored.dtype)
+    restored[exists] = stored
+    return restored
 
 
 def _pack(mask: Tensor) -> Tensor:
     return torch.from_numpy(np.packbits(mask.cpu().numpy().ravel()))
 
 
-def _unpack(packed: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-    count = torch.Size(shape).numel()
+def _unpack(where: str, packed: Tensor | None, shape: tuple[int, ...]) -> Tensor:
     if packed is None:
         return torch.ones(shape, dtype=torch.bool)
+    count = torch.Size(shape).numel()
+    if packed.numel() != -(-count // 8):
+        raise CheckpointError(f"{where} holds {packed.numel()} bytes of mask for {count} connections")
     return torch.from_numpy(np.unpackbits(packed.numpy(), count=count).astype(bool)).view(shape)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from synaptree.core.errors import OptionError, unknown
-from synaptree.core.structure import largest
+from synaptree.core.structure import counts_of_largest
 
 __all__ = ["Allocation", "ErdosRenyi", "Global", "Room", "Table", "Uniform", "allocation", "check_density"]
 
@@ -81,8 +81,7 @@ class Global:
 
     def __call__(self, density: float, parts: Sequence[Room]) -> list[int]:
         total = round(density * sum(part.connections for part in parts))
-        keep = largest(torch.cat([part.score.flatten().double() for part in parts]), total)
-        return [int(piece.sum()) for piece in keep.split([part.score.numel() for part in parts])]
+        return counts_of_largest([part.score for part in parts], total)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The seam between a topology and any training loop: the optimizer's own step hooks."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 from weakref import ref
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
-from synaptree.core.errors import AttachError
+from synaptree.core.errors import AttachError, CheckpointError
 from synaptree.core.layer import Layer, layers_of
 from synaptree.core.method import Method
 from synaptree.core.rule import Group, Part
@@ -21,21 +21,19 @@ __all__ = ["Attached", "attach", "groups_of", "views_of"]
 _owners: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """Parameter -> weak reference to the Attached that masks it, so that two cannot fight over one."""
 
+_INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes of a weight -> the integer of that size."""
+
 
 def attach(
-    model: nn.Module,
-    optimizer: Optimizer,
-    method: Method | None = None,
-    *,
-    topology: Topology | None = None,
-    include: Iterable[str] = ("*",),
-    exclude: Iterable[str] = (),
-    seed: int = 0,
-) -> "Attached":
+    model: nn.Module, optimizer: Optimizer, method: Method | None = None, *,
+    topology: Topology | None = None, include: Iterable[str] = ("*",), exclude: Iterable[str] = (), seed: int = 0,
+) -> "Attached":  # fmt: skip
     """Keep dead weights at 0 through training, and let `method` edit the topology as training goes on.
 
     Any loop that calls `optimizer.step()` works, also with gradient accumulation, `GradScaler`, fused and
-    foreach optimizers. The model itself is not changed: no wrappers, buffers or new names.
+    foreach optimizers. The model itself is not changed: no wrappers, buffers or new names. The optimizer
+    keeps what `attach` returns alive.
 
     Args:
         model: the model that is trained.
@@ -47,8 +45,9 @@ def attach(
         seed: of the topology's random generator.
 
     Raises:
-        AttachError: nothing to prune, an optimizer that takes many steps per call, or a parameter that
-            is attached already.
+        AttachError: nothing to prune, a method that acts only through `prune` while nothing is pruned yet,
+            an optimizer that takes many steps per call, or a parameter that is attached already; then
+            nothing is changed.
 
     Example:
         >>> model = nn.Linear(3, 1, bias=False)
@@ -68,11 +67,17 @@ def attach(
     if method is None and topology is None:
         raise AttachError("attach wants a method, a topology whose masks to keep, or both; got neither")
     topology = Topology(seed) if topology is None else topology
-    layers: tuple[Layer, ...] = ()
-    if method is not None:
-        layers = layers_of(model, method.granularity, include, exclude)
-        topology.cover(layers, method.granularity, biases=method.biases)
-    return Attached(model, optimizer, method, topology, layers)
+    dense = all(bool(mask.all()) for mask in topology.masks.values())
+    if method is not None and not method.acts_in_training and dense:
+        raise AttachError(
+            f"{method!r} acts only through prune, and nothing is pruned yet: call prune(model, method, batches) "
+            "and attach with the topology it returns"
+        )
+    layers = layers_of(model, method.granularity, include, exclude) if method else ()
+    with topology.restored_on_error():
+        if method is not None:
+            topology.cover(layers, method.granularity, biases=method.biases)
+        return Attached(model, optimizer, method, topology, layers)
 
 
 class Attached:
@@ -80,6 +85,7 @@ class Attached:
 
     Attributes:
         topology: the connections; owned by whoever reads it, edited here.
+        optimizer: torch's own, without what Accelerate puts around it; None once nobody holds it any more.
         last: what the last edit changed, or None.
     """
 
@@ -91,10 +97,15 @@ class Attached:
         self.last: Delta | None = None
         self._parameters = self._free_parameters()
         self._hook: Any = None
-        self.rebind(optimizer)
         self._start_signals()
+        self.rebind(optimizer)
         topology.apply(model)
         self._refresh()
+
+    @property
+    def optimizer(self) -> Optimizer | None:  # noqa: D102 - see above
+        # weak: the optimizer holds this object, and both go at once when nobody holds the optimizer
+        return self._optimizer()
 
     def rebind(self, optimizer: Optimizer) -> None:
         """Follow another optimizer from now on, for instance after a rewind.
@@ -110,13 +121,12 @@ class Attached:
                 "use an optimizer that makes one update per step"
             )
         held = {id(p) for group in inner.param_groups for p in group["params"]}
-        trained = [name for name, p in self._parameters.items() if p.requires_grad]
-        missing = [name for name in trained if id(self._parameters[name]) not in held]
-        if missing and len(missing) == len(trained):
-            raise AttachError(f"the optimizer holds none of the masked parameters ({', '.join(missing[:3])}, ...)")
+        trained = {name: p for name, p in self._parameters.items() if p.requires_grad}
+        if trained and not any(id(p) in held for p in trained.values()):
+            raise AttachError(f"the optimizer holds none of the masked parameters ({', '.join([*trained][:3])}, ...)")
         if self._hook is not None:
             self._hook.remove()
-        self.optimizer = inner
+        self._optimizer = ref(inner)
         self._hook = inner.register_step_post_hook(self._after_step)
 
     def detach(self) -> None:
@@ -139,15 +149,23 @@ class Attached:
         return {"topology": self.topology.state_dict(), "method": repr(self.method)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned, and set dead weights to 0.
+        """Take over what `state_dict` returned, and set dead weights to 0; on an error nothing is changed.
 
         Raises:
-            CheckpointError: it holds no masks, or masks of other parameters; then nothing is changed.
+            CheckpointError: it holds no masks, masks of other parameters, or was written under another method.
+            ShapeError: the model lacks a parameter that has a mask.
         """
-        self.topology.load_state_dict(state.get("topology", {}))
-        self._start_signals()
-        self.topology.apply(self.model)
-        self._refresh()
+        theirs, ours = state.get("method") or "None", repr(self.method)
+        if "None" not in (theirs, ours) and theirs != ours:
+            raise CheckpointError(
+                f"the checkpoint was written under the method {theirs}, attached is {ours}: attach that method, "
+                'or load {"topology": state["topology"]} to go on from its topology with yours'
+            )
+        with self.topology.restored_on_error():
+            self.topology.load_state_dict(state.get("topology", {}))
+            self._start_signals()
+            self._refresh()
+            self.topology.apply(self.model)
 
     @torch.no_grad()
     def edit(self, masks: Mapping[str, Tensor]) -> Delta:
@@ -170,7 +188,8 @@ class Attached:
         if self._version != self.topology.version:  # edited by others, such as `prune`
             self._refresh()
         if self._masked:
-            torch._foreach_mul_(self._masked, self._masks)
+            # as integers: infinity and NaN times 0 would be NaN, their bits times 0 are +0.0
+            torch._foreach_mul_([p.view(m.dtype) for p, m in zip(self._masked, self._masks, strict=True)], self._masks)
         if self.method is not None:
             self._follow(self.method)
 
@@ -211,7 +230,7 @@ class Attached:
         return parameters
 
     def _refresh(self) -> None:
-        """Derive the float masks that are multiplied in after every step; wholly alive tensors need none."""
+        """Derive the integer masks that are multiplied in after every step; wholly alive tensors need none."""
         self._version = self.topology.version
         self._parameters = self._free_parameters()
         if self._hook is not None:
@@ -219,29 +238,26 @@ class Attached:
                 _owners[parameter] = ref(self)
         # frozen ones too: they may thaw before the next edit
         sparse = [name for name, mask in self.topology.masks.items() if not bool(mask.all())]
-        self._masked: list[Tensor] = [self._parameters[name] for name in sparse]
+        self._masked = [self._parameters[name] for name in sparse]
         # foreach takes its fast path only for tensors of equal shape, type and strides
-        self._masks: list[Tensor] = [
-            torch.empty_like(self._parameters[name]).copy_(self.topology.expanded(name)) for name in sparse
+        self._masks = [
+            torch.empty_like(p, dtype=_INTEGER[p.element_size()]).copy_(self.topology.expanded(name))
+            for name, p in zip(sparse, self._masked, strict=True)
         ]
 
     def _clear(self, parameter: nn.Parameter, born: Tensor) -> None:
         parameter.masked_fill_(born, 0.0)
-        for value in self.optimizer.state.get(parameter, {}).values():
+        for value in self.optimizer.state.get(parameter, {}).values() if self.optimizer else ():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 value.masked_fill_(born, 0.0)
 
 
-def groups_of(
-    layers: Iterable[Layer], method: Method, views: Mapping[str, View], topology: Topology
-) -> list[Group]:
+def groups_of(layers: Iterable[Layer], method: Method, views: Mapping[str, View], topology: Topology) -> list[Group]:
     """Return the groups of a rule: the scores of every layer by every signal of `method`."""
 
     def part(name: str) -> Part:
-        scores = {
-            key: signal.read(topology.state.get(f"{key}/{name}", {}), views[name])
-            for key, signal in method.signals.items()
-        }
+        state = {key: topology.state.get(f"{key}/{name}", {}) for key in method.signals}
+        scores = {key: signal.read(state[key], views[name]) for key, signal in method.signals.items()}
         return Part(name, topology.masks[name], scores)
 
     return [
@@ -251,12 +267,9 @@ def groups_of(
 
 
 def views_of(
-    layers: Iterable[Layer],
-    topology: Topology,
-    *,
-    grads: Mapping[str, Tensor] | None = None,
-    stats: Mapping[str, Mapping[str, Tensor]] | None = None,
-) -> dict[str, View]:
+    layers: Iterable[Layer], topology: Topology, *,
+    grads: Mapping[str, Tensor] | None = None, stats: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> dict[str, View]:  # fmt: skip
     """Return the view of every masked weight and bias of `layers`, by parameter name.
 
     Args:
@@ -267,15 +280,10 @@ def views_of(
     """
     grads, stats, views = grads or {}, stats or {}, {}
     for layer in layers:
-        for role, name, parameter in (
-            ("weight", layer.weight, layer.module.weight),
-            ("bias", layer.bias, layer.module.bias),
-        ):
-            if parameter is not None and name in topology.masks:
-                views[name] = View(
-                    layer, role, parameter.detach(), grads.get(name), topology.masks[name],
-                    topology.step, topology.rng, stats.get(layer.name, {}),
-                )  # fmt: skip
+        for role, name in (("weight", layer.weight), ("bias", layer.bias)):
+            if name in topology.masks:
+                weight, grad, seen = getattr(layer.module, role).detach(), grads.get(name), stats.get(layer.name, {})
+                views[name] = View(layer, role, weight, grad, topology.masks[name], topology.step, topology.rng, seen)
     return views
 
 
@@ -290,5 +298,4 @@ def _inner(optimizer: Any) -> Optimizer:
         if not hasattr(optimizer, "optimizer"):
             raise AttachError(f"{type(optimizer).__name__} is no torch.optim.Optimizer: it has no step hooks")
         optimizer = optimizer.optimizer
-    inner: Optimizer = optimizer
-    return inner
+    return cast(Optimizer, optimizer)

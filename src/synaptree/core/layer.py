@@ -1,8 +1,9 @@
 """The layers of a model whose connections can be pruned or grown, by name and kind."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -10,12 +11,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from synaptree.core.errors import AttachError, OptionError, unknown
 
-__all__ = ["KINDS", "Layer", "clean", "layers_of", "mask_shape", "unwrapped"]
+__all__ = ["KINDS", "Layer", "layers_of", "mask_shape", "modules_of", "parameters_of", "unwrapped"]
 
-KINDS: Mapping[str, tuple[type[nn.Module], ...]] = {
-    "linear": (nn.Linear,),
-    "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
-}
+KINDS: Mapping[str, tuple[type[nn.Module], ...]] = {"linear": (nn.Linear,), "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 
 _AROUND = (nn.DataParallel, DistributedDataParallel, AveragedModel)
 
@@ -25,7 +23,7 @@ class Layer:
     """A linear or convolution layer of a model.
 
     Attributes:
-        name: of the module, without the prefixes that DDP and `torch.compile` add.
+        name: of the module, as in `modules_of`.
         kind: "linear" or "conv".
         module: the layer itself; weight of shape `(out, in)` or `(out, in / groups, *kernel)`.
         weight: name of the weight parameter.
@@ -39,27 +37,34 @@ class Layer:
     bias: str | None
 
 
-def clean(name: str) -> str:
-    """Return `name` without the prefixes that DDP and `torch.compile` add.
-
-    >>> clean("module._orig_mod.fc1.weight")
-    'fc1.weight'
-    """
-    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
-
-
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the network inside what `torch.compile`, data parallelism and weight averaging put around it."""
-    while isinstance(model, _AROUND) or hasattr(model, "_orig_mod"):
-        model = getattr(model, "_orig_mod" if hasattr(model, "_orig_mod") else "module")
-    return model
+    if type(model).__name__ == "OptimizedModule":  # of torch.compile; to import it takes seconds
+        return unwrapped(model.get_submodule("_orig_mod"))
+    return unwrapped(model.get_submodule("module")) if isinstance(model, _AROUND) else model
+
+
+def modules_of(model: nn.Module, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every module under each of its names, which are the same whatever stands around it or its parents.
+
+    >>> [name for name, _ in modules_of(nn.DataParallel(nn.Sequential(nn.ReLU(), nn.DataParallel(nn.Tanh()))))]
+    ['', '0', '1']
+    """
+    model = unwrapped(model)
+    yield name, model
+    for child, module in model._modules.items():
+        if module is not None:
+            yield from modules_of(module, f"{name}.{child}" if name else child)
+
+
+def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of `model` under each of their names; modules are named as in `modules_of`."""
+    parts = (m.named_parameters(name, recurse=False, remove_duplicate=False) for name, m in modules_of(model))
+    return {name: parameter for part in parts for name, parameter in part}
 
 
 def layers_of(
-    model: nn.Module,
-    kinds: Iterable[str] = tuple(KINDS),
-    include: Iterable[str] = ("*",),
-    exclude: Iterable[str] = (),
+    model: nn.Module, kinds: Iterable[str] = tuple(KINDS), include: Iterable[str] = ("*",), exclude: Iterable[str] = ()
 ) -> tuple[Layer, ...]:
     """Return the layers of `model` of the given kinds, in the order the model names them.
 
@@ -84,10 +89,9 @@ def layers_of(
     for kind in kinds:
         if kind not in KINDS:
             raise unknown("kind of layer", kind, KINDS)
-    for raw, module in model.named_modules():
+    for name, module in modules_of(model):
         kind = next((k for k in kinds if isinstance(module, KINDS[k])), "")
         if kind and id(module.weight) not in found:
-            name = clean(raw)
             prefix = f"{name}." if name else ""
             bias = f"{prefix}bias" if module.bias is not None else None
             found[id(module.weight)] = Layer(name, kind, module, f"{prefix}weight", bias)

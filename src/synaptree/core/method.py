@@ -1,12 +1,14 @@
 """Methods: a few orthogonal values under a name, and the registry that finds them."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import wraps
-from typing import Any, ParamSpec
+from inspect import formatannotation, signature
+from types import UnionType
+from typing import Any, Literal, ParamSpec, Union, get_args, get_origin, get_type_hints
 
 from synaptree.core.errors import OptionError, unknown
+from synaptree.core.layer import mask_shape
 from synaptree.core.rule import Rule
 from synaptree.core.schedule import Never
 from synaptree.core.signal import Signal
@@ -24,7 +26,7 @@ class Method:
         rule: how scores become masks.
         signals: what is observed, by the name the rule knows it under.
         when: step -> bool, during training; `Never` for a method that acts only through `prune`.
-        granularity: of the masks, by kind of layer; kinds left out are not touched.
+        granularity: of the masks, by kind of layer: "weight", "kernel" or "unit"; kinds left out are not touched.
         biases: whether biases are connections too.
         edit: a calibrated edit of its own, in place of one pass of the rule; called with a `Calibration`.
         name: in the registry.
@@ -40,6 +42,15 @@ class Method:
     name: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for granularity in self.granularity.values():
+            mask_shape((), granularity)
+
+    @property
+    def acts_in_training(self) -> bool:
+        """Whether it has a schedule, so that `attach` runs it; else `prune` does."""
+        return not isinstance(self.when, Never)
+
     @property
     def needs(self) -> frozenset[str]:
         """What the signals need: "data", "gradient"."""
@@ -54,20 +65,28 @@ METHODS: dict[str, Callable[..., Method]] = {}
 
 
 def method(build_method: Callable[P, Method]) -> Callable[P, Method]:
-    """Register a function that builds a `Method`; its name and docstring are the method's name and card."""
+    """Register a function that builds a `Method`; its name and docstring are the method's name and card.
+
+    Options are checked against the function's type hints when it is called.
+    """
     name = build_method.__name__
-    signature = inspect.signature(build_method)
+    declared, hints = signature(build_method), get_type_hints(build_method)
 
     @wraps(build_method)
     def registered(*args: P.args, **kwargs: P.kwargs) -> Method:
+        if strange := [key for key in kwargs if key not in declared.parameters]:
+            raise unknown(f"option of {name}", strange[0], declared.parameters)
         try:
-            bound = signature.bind(*args, **kwargs)
+            bound = declared.bind(*args, **kwargs)
         except TypeError:
-            strange = [key for key in kwargs if key not in signature.parameters]
-            if strange:
-                raise unknown(f"option of {name}", strange[0], signature.parameters) from None
-            raise OptionError(f"{name}{signature}: got {args!r} {kwargs!r}") from None
+            raise OptionError(f"{name}{declared}: got {args!r} {kwargs!r}") from None
         bound.apply_defaults()
+        for option, value in bound.arguments.items():
+            if not _fits(value, hint := hints.get(option, Any)):
+                if get_origin(hint) is Literal:
+                    raise unknown(f"{option} of {name}", value, get_args(hint))
+                got = f"{option} = {value!r} of type {type(value).__name__}"
+                raise OptionError(f"{name}: wanted {option} of type {formatannotation(hint)}, got {got}")
         return replace(build_method(*args, **kwargs), name=name, options=dict(bound.arguments))
 
     if name in METHODS:
@@ -80,8 +99,23 @@ def build(name: str, **options: Any) -> Method:
     """Return the registered method `name` built with `options`.
 
     Raises:
-        OptionError: nobody knows the name or an option.
+        OptionError: nobody knows the name or an option, or an option has a value of the wrong type.
     """
     if name not in METHODS:
         raise unknown("method", name, METHODS)
     return METHODS[name](**options)
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Return whether a value is of a type: a class, a choice of values or types, or a mapping."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return any(type(value) is type(arg) and value == arg for arg in args)
+    if origin in (Union, UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is Mapping and isinstance(value, Mapping):
+        return all(_fits(key, args[0]) and _fits(item, args[1]) for key, item in value.items())
+    wanted = (float, int) if hint is float else origin or hint
+    if hint is Any or not isinstance(wanted, (type, tuple)):
+        return True
+    return isinstance(value, wanted) and (hint not in (int, float) or not isinstance(value, bool))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from synaptree.core.attach import groups_of, views_of
-from synaptree.core.errors import AttachError, DataError, NumericError
+from synaptree.core.errors import AttachError, DataError, NumericError, SynaptreeError
 from synaptree.core.layer import Layer, layers_of
 from synaptree.core.method import Method
 from synaptree.core.probe import Probe, Reduction
@@ -20,20 +20,14 @@ _BATCH = 250  # samples per forward pass when one tensor is given
 
 
 def prune(
-    model: nn.Module,
-    method: Method,
-    batches: Tensor | Iterable[Any] | None = None,
-    *,
-    topology: Topology | None = None,
-    include: Iterable[str] = ("*",),
-    exclude: Iterable[str] = (),
-    seed: int = 0,
-) -> Topology:
-    """Let `method` edit the topology of `model` once, outside training.
+    model: nn.Module, method: Method, batches: Tensor | Iterable[Any] | None = None, *,
+    topology: Topology | None = None, include: Iterable[str] = ("*",), exclude: Iterable[str] = (), seed: int = 0,
+) -> Topology:  # fmt: skip
+    """Let `method` edit the topology of `model` once, outside training; after an error both are as before.
 
     Args:
         model: pruned in place: weights that no longer exist become +0.0. Mode, gradients and the global
-            random state are left as they were.
+            random state are left as they were. A copy of its weights is held meanwhile.
         method: what decides.
         batches: calibration inputs, where the method needs data: one tensor of shape `(samples, ...)`, or
             an iterable of tensors or of tuples whose first entry is the input. Labels are not used.
@@ -46,9 +40,10 @@ def prune(
         The topology; `topology.notes` says in sentences what the method could not do here.
 
     Raises:
-        AttachError: nothing to prune, or the method needs data, gradients or memories that are not there.
-        DataError: a batch is no tensor and does not begin with one.
-        NumericError: weights or data are not finite; then nothing is changed.
+        AttachError: nothing to prune, a method that acts during training only, or one that needs data,
+            gradients or memories that are not there.
+        DataError: a batch is no tensor and does not begin with one, or the model does not take it.
+        NumericError: weights or data are not finite.
 
     Example:
         >>> from synaptree.methods import magnitude
@@ -62,10 +57,13 @@ def prune(
     layers = layers_of(model, method.granularity, include, exclude)
     if "gradient" in method.needs:
         raise AttachError(f"{method!r} needs gradients of the training loss: use attach, or another method")
+    if method.acts_in_training and method.edit is None:
+        raise AttachError(f"{method!r} acts during training, by its own schedule: use attach, or another method")
     topology = Topology(seed) if topology is None else topology
     if not topology.state and any(signal.update for signal in method.signals.values()):
         raise AttachError(f"{method!r} remembers what it saw in training: use attach, or its topology")
-    with _undisturbed(model), torch.no_grad():
+    values = (*model.parameters(), *model.buffers())
+    with topology.restored_on_error(*values), _undisturbed(model), torch.no_grad():
         inputs = _inputs(batches)
         if "data" in method.needs and not inputs:
             raise AttachError(f"{method!r} needs data to calibrate on, got none: give batches of inputs")
@@ -103,11 +101,22 @@ class Calibration:
         Args:
             reductions: see `Probe`.
             forward: how a batch goes through the network; the model itself by default.
+
+        Raises:
+            DataError: the network does not take a batch.
         """
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         with Probe(self.layers, reductions) as probe:
-            for x in self.inputs:
-                (forward or self.model)(x.to(device))
+            for i, x in enumerate(self.inputs):
+                try:
+                    (forward or self.model)(x.to(device))
+                except SynaptreeError:
+                    raise
+                except Exception as error:
+                    raise DataError(
+                        f"batch {i} of the calibration data, of shape {tuple(x.shape)} and {x.dtype}, does not go "
+                        f"through {type(self.model).__name__}; give inputs such as it is trained on ({error})"
+                    ) from error
         return {layer.name: probe.means(layer.name) for layer in self.layers}
 
     def masks(
@@ -141,13 +150,13 @@ def _inputs(batches: Tensor | Iterable[Any] | None) -> list[Tensor]:
     if batches is None:
         return []
     if isinstance(batches, Tensor):
-        batches = batches.split(_BATCH)
-    inputs = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
+        batches = batches.split(_BATCH) if batches.dim() else [batches]
+    inputs = [batch[0] if isinstance(batch, (tuple, list)) and batch else batch for batch in batches]
     for i, x in enumerate(inputs):
-        if not isinstance(x, Tensor):
+        if not isinstance(x, Tensor) or not x.dim():
             raise DataError(
-                f"batch {i} of the calibration data is a {type(x).__name__}: wanted a tensor of inputs, "
-                "or a tuple that begins with one"
+                f"batch {i} of the calibration data is {x if isinstance(x, Tensor) else f'a {type(x).__name__}'}: "
+                "wanted a tensor of inputs, of shape (samples, ...), or a tuple that begins with one"
             )
     return [x for x in inputs if x.numel()]
 

@@ -1,13 +1,12 @@
 """Probes: running means of what flows into a layer, collected by hooks that keep no activations."""
 
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from synaptree.core.errors import NumericError
+from synaptree.core.errors import DataError, NumericError
 from synaptree.core.layer import Layer
 
 __all__ = ["Probe", "Reduction", "mean_abs_input"]
@@ -42,12 +41,10 @@ class Probe:
 
     def __enter__(self) -> "Probe":
         for layer in self.layers:
-            self._hooks.append(layer.module.register_forward_pre_hook(self._hook(layer)))
+            self._hooks.append(layer.module.register_forward_pre_hook(self._hook(layer), with_kwargs=True))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         while self._hooks:
             self._hooks.pop().remove()
 
@@ -68,16 +65,20 @@ class Probe:
                 )
         return means
 
-    def _hook(self, layer: Layer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def _hook(self, layer: Layer) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         sums = self._sums[layer.name]
 
-        def observe(module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG001
-            x = inputs[0].detach()
+        def observe(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:  # noqa: ARG001
+            x = next(iter((*inputs, *named.values()))).detach()
             rows = x.numel() // max(1, x.shape[-1]) if layer.kind == "linear" else x.shape[0]
             self._samples[layer.name] += rows
             for stat, reduce in self.reductions.items():
                 # float64, so that the mean does not depend on how samples were cut into batches
                 part = reduce(layer, x).double()
+                if part.shape != sums.get(stat, part).shape:
+                    raise DataError(
+                        f"layer {layer.name}: {tuple(x.shape)} came after inputs of other sizes; give batches of one"
+                    )
                 sums[stat] = sums[stat] + part if stat in sums else part
 
         return observe

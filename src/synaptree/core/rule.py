@@ -16,7 +16,7 @@ from synaptree.core.allocate import Allocation, Room, Uniform, check_density
 from synaptree.core.errors import NumericError, OptionError, unknown
 from synaptree.core.layer import Layer
 from synaptree.core.schedule import Number, as_schedule
-from synaptree.core.structure import Structure, Weights, largest
+from synaptree.core.structure import Structure, Weights, counts_of_largest, largest
 
 __all__ = ["Density", "Group", "Part", "Rule", "Share", "Threshold", "carrying"]
 
@@ -94,13 +94,8 @@ class Density:
             Room(part.name, tuple(group.layer.module.weight.shape), part.mask.numel(), score)
             for part, group, score in zip(parts, groups, scores, strict=True)
         ])
-        masks = {}
-        for part, score, count in zip(parts, scores, counts, strict=True):
-            if self.grow is None:
-                masks[part.name] = self.structure(score, min(count, int(part.mask.sum())))
-            else:
-                masks[part.name] = self._exchange(part, score, count, step)
-        return masks
+        kept = zip(parts, scores, counts, strict=True)
+        return {part.name: self._mask(part, score, count, step) for part, score, count in kept}
 
     def _density(self, parts: Sequence[Part], step: int) -> float:
         target = check_density(as_schedule(self.target)(step))
@@ -111,10 +106,12 @@ class Density:
         cut = math.ceil((1 - target) * alive - 1e-9)
         return (alive - cut) / max(1, sum(part.mask.numel() for part in parts))
 
-    def _exchange(self, part: Part, score: Tensor, count: int, step: int) -> Tensor:
+    def _mask(self, part: Part, score: Tensor, count: int, step: int) -> Tensor:
         alive = min(count, int(part.mask.sum()))
+        if self.grow is None:
+            return self.structure(score, alive)
         kept = self.structure(score, alive - round(as_schedule(self.turnover)(step) * alive))
-        candidates = part.score(self.grow or self.keep).masked_fill(kept, -math.inf)
+        candidates = part.score(self.grow).masked_fill(kept, -math.inf)
         return kept | self.structure(candidates, count - int(kept.sum()))
 
 
@@ -181,18 +178,14 @@ class Share:
         for group in groups:
             if group.layer.kind not in self.alpha:
                 continue
-            columns = [group.weight.score(self.signal).flatten(1)]
-            if group.bias is not None:
-                columns.append(group.bias.score(self.signal).unsqueeze(1))
-            alive = [group.weight.mask.flatten(1), *([group.bias.mask.unsqueeze(1)] if group.bias else [])]
-            contribution = torch.cat(columns, 1) * torch.cat(alive, 1)
-            if contribution.shape[1] > 1:
-                keep = carrying(contribution, self.alpha[group.layer.kind], self.keep_rule)
-            else:
-                keep = torch.cat(alive, 1)
-            masks[group.weight.name] = keep[:, : columns[0].shape[1]].reshape(group.weight.mask.shape)
-            if group.bias is not None:
-                masks[group.bias.name] = keep[:, -1]
+            parts = [part for part in (group.weight, group.bias) if part is not None]
+            columns = [part.mask.unsqueeze(-1).flatten(1) for part in parts]
+            keep = torch.cat(columns, 1)
+            if keep.shape[1] > 1:
+                scores = [part.score(self.signal).unsqueeze(-1).flatten(1) for part in parts]
+                keep = carrying(torch.cat(scores, 1) * keep, self.alpha[group.layer.kind], self.keep_rule)
+            for part, kept in zip(parts, keep.split([column.shape[1] for column in columns], 1), strict=True):
+                masks[part.name] = kept.reshape(part.mask.shape)
         return masks
 
 
@@ -223,16 +216,13 @@ class Threshold:
         scores = [part.score(self.keep).masked_fill(~part.mask, -math.inf) for part in parts]
         masks = {}
         for part, score, above in zip(parts, scores, self._above(scores), strict=True):
-            least = math.ceil(self.floor * score.numel() - 1e-9)
-            masks[part.name] = above | largest(score, least) if int(above.sum()) < least else above
+            masks[part.name] = largest(score, max(above, math.ceil(self.floor * score.numel() - 1e-9)))
         return masks
 
-    def _above(self, scores: Sequence[Tensor]) -> list[Tensor]:
+    def _above(self, scores: Sequence[Tensor]) -> list[int]:
+        """Return how many connections of each part lie above the threshold."""
         if self.value is not None:
-            return [(score > self.value) & (score > -math.inf) for score in scores]
-        flat = torch.cat([score.flatten().double() for score in scores])
-        alive = int((flat > -math.inf).sum())
+            return [int((score > self.value).sum()) for score in scores]
+        alive = sum(int((score > -math.inf).sum()) for score in scores)
         # 1e-9: as above
-        keep = largest(flat, alive - int(self.cut * alive + 1e-9)) if self.cut is not None else flat > -math.inf
-        pieces = keep.split([score.numel() for score in scores])
-        return [piece.view_as(score) for piece, score in zip(pieces, scores, strict=True)]
+        return counts_of_largest(scores, alive - int((self.cut or 0.0) * alive + 1e-9))

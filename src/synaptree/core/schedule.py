@@ -10,36 +10,9 @@ from dataclasses import dataclass
 
 from synaptree.core.errors import OptionError
 
-__all__ = ["At", "Constant", "Cosine", "Cubic", "Every", "Linear", "Never", "Number", "as_schedule"]
+__all__ = ["Cosine", "Cubic", "Every", "Never", "Number", "as_schedule"]
 
 Number = Callable[[int], float]
-
-
-@dataclass(frozen=True)
-class Constant:
-    """The same `value` at every step."""
-
-    value: float
-
-    def __call__(self, step: int) -> float:  # noqa: ARG002 - every schedule takes a step
-        return self.value
-
-
-@dataclass(frozen=True)
-class Linear:
-    """From `start` to `end` in a straight line over the steps `first` to `last`.
-
-    >>> [Linear(1.0, 0.0, 0, 4)(step) for step in (0, 1, 4, 9)]
-    [1.0, 0.75, 0.0, 0.0]
-    """
-
-    start: float
-    end: float
-    first: int
-    last: int
-
-    def __call__(self, step: int) -> float:
-        return self.end + (self.start - self.end) * (1 - _progress(step, self.first, self.last))
 
 
 @dataclass(frozen=True)
@@ -93,18 +66,7 @@ class Every:
             raise OptionError(f"interval = {self.interval}: wanted at least 1 step between two edits")
 
     def __call__(self, step: int) -> bool:
-        before_end = self.last is None or step <= self.last
-        return step % self.interval == 0 and self.first <= step and before_end
-
-
-@dataclass(frozen=True)
-class At:
-    """True at the given `steps`."""
-
-    steps: tuple[int, ...]
-
-    def __call__(self, step: int) -> bool:
-        return step in self.steps
+        return step % self.interval == 0 and self.first <= step and (self.last is None or step <= self.last)
 
 
 @dataclass(frozen=True)
@@ -117,7 +79,7 @@ class Never:
 
 def as_schedule(value: float | Number) -> Number:
     """Return `value` if it is a schedule, else the schedule that always gives it."""
-    return value if callable(value) else Constant(float(value))
+    return value if callable(value) else lambda step: value  # noqa: ARG005 - every schedule takes a step
 
 
 def _progress(step: int, first: int, last: int) -> float:

@@ -1,14 +1,14 @@
 """Signals: what is observed about each connection, as plain functions with explicit state."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from synaptree.core.layer import Layer
 
-__all__ = ["Signal", "State", "View", "at_granularity", "ema", "gradient", "magnitude", "noise", "product", "stateless"]
+__all__ = ["Signal", "State", "View", "at_granularity", "ema", "gradient", "magnitude", "noise", "stateless"]
 
 State = dict[str, Tensor]
 
@@ -62,8 +62,7 @@ def at_granularity(values: Tensor, mask: Tensor) -> Tensor:
     if values.shape == mask.shape:
         return values.abs()
     axes = [axis for axis, size in enumerate(mask.shape) if size != values.shape[axis]]
-    norm: Tensor = torch.linalg.vector_norm(values, dim=axes, keepdim=True)
-    return norm
+    return cast(Tensor, torch.linalg.vector_norm(values, dim=axes, keepdim=True))
 
 
 def stateless(read: Callable[[View], Tensor], *needs: str) -> Signal:
@@ -80,7 +79,7 @@ def ema(signal: Signal, decay: float) -> Signal:
     """
 
     def init(view: View) -> State:
-        return {"mean": torch.zeros(view.mask.shape, dtype=view.weight.dtype, device=view.weight.device)}
+        return {"mean": view.weight.new_zeros(view.mask.shape)}
 
     def update(state: State, view: View) -> State:
         return {"mean": torch.lerp(signal.read({}, view), state["mean"], decay)}
@@ -88,19 +87,12 @@ def ema(signal: Signal, decay: float) -> Signal:
     return Signal(lambda state, view: state["mean"], init, update, signal.needs)  # noqa: ARG005
 
 
-def product(first: Signal, second: Signal) -> Signal:
-    """Return the product of two signals without memory."""
-    return stateless(lambda view: first.read({}, view) * second.read({}, view), *first.needs, *second.needs)
-
-
 magnitude = stateless(lambda view: at_granularity(view.weight, view.mask))
 """`|w|`, or the Frobenius norm of a kernel."""
 
 
 def _gradient(view: View) -> Tensor:
-    if view.grad is None:
-        return torch.zeros(view.mask.shape, dtype=view.weight.dtype, device=view.weight.device)
-    return at_granularity(view.grad, view.mask)
+    return view.weight.new_zeros(view.mask.shape) if view.grad is None else at_granularity(view.grad, view.mask)
 
 
 gradient = stateless(_gradient, "gradient")

@@ -6,7 +6,7 @@ more). Equal scores go to the lowest flat index. A score of `-inf` is never kept
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from synaptree.core.errors import NumericError, ShapeError
 
-__all__ = ["Blocks", "NOfM", "Structure", "Units", "Weights", "largest"]
+__all__ = ["Blocks", "NOfM", "Structure", "Weights", "counts_of_largest", "largest"]
 
 
 def largest(score: Tensor, count: int) -> Tensor:
@@ -44,6 +44,12 @@ def largest(score: Tensor, count: int) -> Tensor:
     return keep.view_as(score)
 
 
+def counts_of_largest(scores: Sequence[Tensor], count: int) -> list[int]:
+    """Return how many of the `count` largest entries of all `scores` lie in each of them."""
+    keep = largest(torch.cat([score.flatten().double() for score in scores]), count)
+    return [int(piece.sum()) for piece in keep.split([score.numel() for score in scores])]
+
+
 Structure = Callable[[Tensor, int], Tensor]
 """What shapes the kept connections may form: `(score, count) -> bool mask` of the shape of `score`."""
 
@@ -54,16 +60,6 @@ class Weights:
 
     def __call__(self, score: Tensor, count: int) -> Tensor:
         return largest(score, count)
-
-
-@dataclass(frozen=True)
-class Units:
-    """Whole receiving units (rows of axis 0), ranked by the sum of their scores."""
-
-    def __call__(self, score: Tensor, count: int) -> Tensor:
-        rows = score.flatten(1)
-        keep = largest(rows.sum(1), count // max(1, rows.shape[1]))
-        return keep.view(-1, *(1,) * (score.dim() - 1)).expand_as(score).clone()
 
 
 @dataclass(frozen=True)

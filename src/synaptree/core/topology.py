@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from synaptree.core.errors import CheckpointError, ShapeError, unknown
-from synaptree.core.layer import Layer, clean, mask_shape
+from synaptree.core.layer import Layer, mask_shape, parameters_of
 
 __all__ = ["Delta", "Topology"]
 
@@ -29,8 +30,8 @@ class Topology:
 
     A mask is a bool tensor, True where a connection exists, stored at its granularity: `(out, in)`
     for a linear weight, `(out, in / groups, 1, 1)` for kernels, `(out,)` for a bias or a batch-norm
-    scale; it broadcasts over its parameter. Names are parameter names without the prefixes that DDP
-    and `torch.compile` add. The topology holds no reference to the model.
+    scale; it broadcasts over its parameter. Names are parameter names without what DDP and
+    `torch.compile` add to them. The topology holds no reference to the model.
 
     Attributes:
         masks: parameter name -> bool tensor.
@@ -50,8 +51,7 @@ class Topology:
     def __init__(self, seed: int = 0) -> None:
         self.masks: dict[str, Tensor] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.step = 0
-        self.version = 0
+        self.step = self.version = 0
         self.state: dict[str, dict[str, Tensor]] = {}
         self.notes: list[str] = []
         self.rng = torch.Generator().manual_seed(seed)
@@ -163,7 +163,7 @@ class Topology:
         Raises:
             ShapeError: the model lacks one of them, or has it in another shape; then none is yielded.
         """
-        own = {clean(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
+        own = parameters_of(model)
         for name, shape in self.shapes.items():
             if name not in own or tuple(own[name].shape) != shape:
                 got = f"has it in shape {tuple(own[name].shape)}" if name in own else "has no such parameter"
@@ -198,8 +198,8 @@ class Topology:
         """Take over what `state_dict` returned.
 
         Raises:
-            CheckpointError: it holds no masks, masks of other parameters or of another granularity, or
-                is damaged; then nothing is changed.
+            CheckpointError: it holds no masks, lacks one of those here or has it in another shape, or is
+                damaged; then nothing is changed. More masks than here are welcome: methods add some.
         """
         if not state.get("masks"):
             raise CheckpointError("the checkpoint holds no masks: it was not written by a synaptree topology")
@@ -208,12 +208,24 @@ class Topology:
             trial._take(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"the checkpoint is damaged: {type(error).__name__}: {error}") from error
-        if self.masks and (differ := self._forms() ^ trial._forms()):
-            names = ", ".join(sorted({name for name, *_ in differ}))
+        if differ := self._forms() - trial._forms():
+            names = ", ".join(sorted(name for name, *_ in differ))
             raise CheckpointError(
                 f"the checkpoint belongs to another model or method: {names} differ in name, shape or granularity"
             )
         self._take(state)
+
+    @contextmanager
+    def restored_on_error(self, *values: Tensor) -> Iterator[None]:
+        """Put the topology, and `values` with it, back as they were where the block fails."""
+        before, copies = self.state_dict(), [value.detach().clone() for value in values]
+        try:
+            yield
+        except BaseException:
+            self._take(before)
+            for value, copy in zip(values, copies, strict=True):
+                value.detach().copy_(copy)
+            raise
 
     def __repr__(self) -> str:
         return f"Topology({len(self.masks)} masks, density {self.density():.4f}, step {self.step})"
@@ -222,8 +234,8 @@ class Topology:
         self.version += 1
         self.shapes = {name: tuple(shape) for name, shape in state["shapes"].items()}
         devices = {name: mask.device for name, mask in self.masks.items()}
-        masks = {name: state["masks"][name] for name in self.shapes}
-        self.masks = {name: mask.to(devices.get(name, mask.device)).bool().clone() for name, mask in masks.items()}
+        nearby = next(iter(devices.values()), None)  # for masks that came later
+        self.masks = {name: state["masks"][name].to(devices.get(name, nearby)).bool().clone() for name in self.shapes}
         self._births = {
             name: torch.zeros_like(self.masks[name], dtype=torch.int32).copy_(births)
             for name, births in state["births"].items()

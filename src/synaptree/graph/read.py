@@ -95,6 +95,7 @@ def run(graph: Graph, x: Tensor, watch: Mapping[str, Callable[[Tensor], None]] |
 class _Watcher(fx.Interpreter):
     def __init__(self, traced: fx.GraphModule, watch: Mapping[str, Callable[[Tensor], None]]) -> None:
         super().__init__(traced)
+        self.extra_traceback = False
         self.watch = watch
 
     def run_node(self, n: fx.Node) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from synaptree.core.errors import ShapeError
-from synaptree.core.layer import clean
+from synaptree.core.layer import modules_of, parameters_of
 
 __all__ = ["Count", "HasMasks", "LayerCount", "count"]
 
@@ -134,7 +134,10 @@ def count(model: nn.Module, topology: HasMasks | None = None, example: Tensor | 
     layers: list[LayerCount] = []
     norm: list[Tensor] = []
     seen: set[Tensor] = set()
-    for name, module in model.named_modules():
+    names: dict[nn.Module, str] = {}
+    for name, module in modules_of(model):
+        names.setdefault(module, name)
+    for module, name in names.items():
         frozen_too = isinstance(module, (*_MULTIPLYING, *_NORMS))
         own = {k: p for k, p in module.named_parameters(recurse=False) if frozen_too or p.requires_grad}
         new = {k: exists[p] for k, p in own.items() if p not in seen}
@@ -145,14 +148,14 @@ def count(model: nn.Module, topology: HasMasks | None = None, example: Tensor | 
             # a parametrized layer runs, but its weight is not its own
             observed = module in uses and "weight" in own
             macs = _macs(exists[own["weight"]], uses[module], samples) if observed else (None, None)
-            layers.append(_layer(clean(name), module, new, macs))
+            layers.append(_layer(name, module, new, macs))
     what: Literal["density", "nonzero"] = "nonzero" if topology is None else "density"
     return Count(tuple(layers), *_size(norm), what)
 
 
 def _existing(model: nn.Module, topology: HasMasks | None) -> dict[Tensor, Tensor]:
     """Return parameter -> bool of its shape, True where it exists."""
-    named = {clean(name): p for name, p in model.named_parameters(remove_duplicate=False)}
+    named = parameters_of(model)
     if topology is None:
         return {p: p.detach() != 0 for p in named.values()}
     wholly = torch.ones((), dtype=torch.bool)

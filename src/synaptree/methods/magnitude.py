@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from synaptree.core.allocate import allocation
+from synaptree.core.allocate import allocation, check_density
 from synaptree.core.errors import OptionError
 from synaptree.core.method import Method, method
 from synaptree.core.rule import Density
@@ -10,8 +10,6 @@ from synaptree.core.schedule import Cubic, Every
 from synaptree.core.signal import magnitude as by_magnitude
 
 __all__ = ["gradual_magnitude", "iterative_magnitude", "magnitude"]
-
-Granularity = Mapping[str, str]
 
 
 @method
@@ -65,7 +63,7 @@ def gradual_magnitude(
     """
     if not 0 <= first < last or every < 1:
         raise OptionError(f"gradual_magnitude: wanted 0 <= first < last and every >= 1, got {first}, {last}, {every}")
-    target, regular = Cubic(1.0, density, first, last), Every(every, max(1, first), last)
+    target, regular = Cubic(1.0, check_density(density), first, last), Every(every, max(1, first), last)
     rule = Density(target, allocation(allocate))
     return Method(
         rule,

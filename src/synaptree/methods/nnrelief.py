@@ -10,8 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from synaptree.core.errors import unknown
-from synaptree.core.layer import layers_of, unwrapped
+from synaptree.core.layer import KINDS, layers_of, unwrapped
 from synaptree.core.method import Method, method
 from synaptree.core.oneshot import Calibration
 from synaptree.core.rule import Share
@@ -80,8 +79,6 @@ def nnrelief(
     as the zoo's networks have; `surgery.expose_shortcuts` puts them into others. Sums of linear layers
     are cut with `alpha_fc`.
     """
-    if dead_bn not in ("zero", "released"):
-        raise unknown("dead_bn", dead_bn, ("zero", "released"))
     alphas = {"conv": alpha_conv, "linear": alpha_fc}
     relief = _Relief(
         alphas, conv_aggregate, residual_rule, backward_sweep, prune_stem, mask_shortcut_in_scoring, dead_bn
@@ -122,8 +119,8 @@ class _Relief:
             sums = [r for r in residuals if kinds.get(str(r.layer), phases[0]) == kind]
             stats, sizes = self._observe(on, graph, sums, kind)
             chosen = [layer for layer in layers if layer.kind == kind]
-            if idle := ", ".join(layer.name for layer in chosen if not stats[layer.name]):
-                _note(on, f"left alone, since nothing flows through them: {idle}")
+            if idle := [layer.name or "the model itself" for layer in chosen if not stats[layer.name]]:
+                _note(on, f"left alone, since nothing flows through them: {', '.join(idle)}")
             on.apply(on.masks([layer for layer in chosen if stats[layer.name]], stats))
             if graph:
                 dead = {name: ~units for name, units in seen(graph, _nonzero(stats)).items() if kinds.get(name) == kind}
@@ -163,10 +160,13 @@ def _stem(on: Calibration, graph: Graph | None) -> str | None:
 
 
 def _graph(on: Calibration) -> Graph | None:
+    model = unwrapped(on.model)
+    if isinstance(model, KINDS["linear"] + KINDS["conv"]):
+        return None  # a single layer, whose units are the outputs: nothing to sweep
     try:
-        device = next(on.model.parameters()).device
-        return read(unwrapped(on.model), on.inputs[0][:1].to(device))
+        return read(model, on.inputs[0][:1].to(next(model.parameters()).device))
     except GraphError as error:
+        on.observe({})  # raises an error if it is the data that the model does not take
         _note(on, f"pruned without dead-unit sweeps and without the rule for residual sums: {error}")
         return None
 

@@ -25,7 +25,7 @@ from synaptree.core.structure import Weights
 from synaptree.core.topology import Topology
 from synaptree.testing.golden import Golden, replay, wanted
 from synaptree.testing.require import counts, require, require_legal, require_same, require_zeros
-from synaptree.testing.toys import CONVOLUTIONAL, DENSE, ONE_ROW, RESIDUAL, STEPS, TIED, Toy, Trial, acts_in_training
+from synaptree.testing.toys import CONVOLUTIONAL, DENSE, ONE_ROW, RESIDUAL, STEPS, TIED, Toy, Trial
 
 __all__ = ["CHECKS", "Check", "Subject"]
 
@@ -215,7 +215,7 @@ def extremes_are_met(subject: Subject) -> str | None:
 
 def amp_skips_do_not_count(subject: Subject) -> str | None:
     """An update that `GradScaler` skips for overflow leaves no trace, with fused optimizers and others."""
-    if not acts_in_training(subject.method()):
+    if not subject.method().acts_in_training:
         return "it acts outside training"
     for toy in subject.toys(DENSE, CONVOLUTIONAL):
         for fused in (False, True):

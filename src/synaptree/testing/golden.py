@@ -31,7 +31,6 @@ from synaptree.core.method import Method
 from synaptree.core.oneshot import prune
 from synaptree.core.topology import Topology
 from synaptree.graph.shortcut import Shortcut
-from synaptree.testing.toys import acts_in_training
 
 __all__ = ["Case", "Golden", "golden_path", "read_golden", "replay", "wanted"]
 
@@ -94,7 +93,7 @@ def replay(method: Method, case: Case) -> Topology:
     topology = Topology(case.seed)
     topology.cover(layers_of(model, method.granularity), method.granularity, biases=method.biases)
     topology.edit({name: _mask(values, topology, name) for name, values in _flat(case.exist).items()})
-    if acts_in_training(method):
+    if method.acts_in_training:
         topology.step = case.step - 1
         _update(model, method, topology, case)
     else:

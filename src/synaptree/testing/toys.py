@@ -13,13 +13,12 @@ from synaptree.core.attach import Attached, attach
 from synaptree.core.layer import layers_of
 from synaptree.core.method import Method
 from synaptree.core.oneshot import prune
-from synaptree.core.schedule import Never
 from synaptree.core.topology import Topology
 from synaptree.graph.shortcut import Shortcut
 
 __all__ = [
     "CONVOLUTIONAL", "DENSE", "ONE_ROW", "RESIDUAL", "STEPS", "TIED",
-    "Edit", "Snapshot", "Toy", "Trial", "acts_in_training", "dyadic",
+    "Edit", "Snapshot", "Toy", "Trial", "dyadic",
 ]  # fmt: skip
 
 STEPS = 6
@@ -147,11 +146,6 @@ class Edit(NamedTuple):
         return any(not torch.equal(mask, self.after.masks[name]) for name, mask in self.before.masks.items())
 
 
-def acts_in_training(method: Method) -> bool:
-    """Return whether `method` has a schedule, and `attach` runs it; else `prune` does."""
-    return not isinstance(method.when, Never)
-
-
 class Trial:
     """A method at work on a toy: attached if it acts in training, else asked to prune before every third update.
 
@@ -188,7 +182,7 @@ class Trial:
         self._hook = self.optimizer.register_step_post_hook(self._look)
         self._seen = Snapshot({}, {}, {})
         self.attached: Attached | None = None
-        if acts_in_training(method):
+        if method.acts_in_training:
             self.attached = attach(self.model, self.optimizer, method, topology=self.topology)
 
     def run(self, steps: int = STEPS, parts: int = 1) -> "Trial":
@@ -200,7 +194,7 @@ class Trial:
     def develop(self, steps: int = STEPS, parts: int = 1) -> Iterator[None]:
         """Make the updates of `run`; pause after each edit outside training and after each update."""
         while self.updates < steps:
-            if not acts_in_training(self.method) and self.updates % _PRUNE_EVERY == 0:
+            if not self.method.acts_in_training and self.updates % _PRUNE_EVERY == 0:
                 self._prune(parts)
                 yield
                 self._keep()
