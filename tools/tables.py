@@ -1,4 +1,7 @@
-"""Write the tables of recorded results into README.md, between its two markers; `--check` only compares."""
+"""Write the tables of recorded results into README.md, between its two markers, and their pictures into docs/.
+
+`--check` only compares the tables.
+"""
 
 import sys
 from itertools import groupby
@@ -6,31 +9,38 @@ from pathlib import Path
 
 from synaptree.cli.show import MARGINS
 from synaptree.report.comparison import brief, markdown, summary
-from synaptree.results import read
+from synaptree.report.picture import picture
+from synaptree.results import Result, read
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results: written by tools/tables.py -->\n", "<!-- end of results -->"
 
 
-def tables() -> str:
-    """Return one Markdown table for each recorded recipe: its telling rounds."""
+def recorded() -> dict[str, list[Result]]:
+    """Return the recorded results by recipe."""
     results = sorted(read([ROOT / "results"]), key=lambda result: result.recipe)
-    parts = []
-    for _, together in groupby(results, key=lambda result: result.recipe):
-        group = list(together)
-        parts.append(markdown(brief(summary(group), MARGINS.get(group[0].config["data"], 0.2))))
-    return "\n".join(parts)
+    return {recipe: list(group) for recipe, group in groupby(results, key=lambda result: result.recipe)}
+
+
+def tables(groups: dict[str, list[Result]]) -> str:
+    """Return one Markdown table for each recipe: its telling rounds."""
+    margins = (MARGINS.get(group[0].config["data"], 0.2) for group in groups.values())
+    return "\n".join(
+        markdown(brief(summary(group), margin)) for group, margin in zip(groups.values(), margins, strict=True)
+    )
 
 
 def main() -> int:
     """Rewrite or compare README.md."""
+    groups = recorded()
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    wanted = f"{before}{BEGIN}\n{tables()}\n{END}{after}"
+    wanted = f"{before}{BEGIN}\n{tables(groups)}\n{END}{rest.split(END)[1]}"
     if "--check" in sys.argv:
         return int(text != wanted)
     (ROOT / "README.md").write_text(wanted, encoding="utf-8")
+    for recipe, group in groups.items():
+        picture(group, ROOT / "docs" / "pictures" / f"{recipe}.png")
     return 0
 
 
