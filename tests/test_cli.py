@@ -97,15 +97,15 @@ def test_a_recipe_leaves_table_picture_and_results(recipe: Recipe, tmp_path: Pat
         ["network", "round"], ["dense", "0"], ["nnrelief", "2"], ["random", "2"],
     ]  # fmt: skip
     assert max(map(len, table)) <= 80
-    assert Path("runs/tiny/picture.png").read_bytes().startswith(b"\x89PNG")
-    assert "picture: runs/tiny/picture.png" in lines
-    assert {path.name for path in Path("kept").iterdir()} == {p.name for p in tmp_path.glob("runs/tiny/*/*.json")}
+    assert Path("runs/nnrelief/tiny/picture.png").read_bytes().startswith(b"\x89PNG")
+    assert "picture: runs/nnrelief/tiny/picture.png" in lines
+    assert {path.name for path in Path("kept").iterdir()} == {p.name for p in tmp_path.glob("runs/nnrelief/tiny/*/*.json")}
 
 
 def test_what_is_done_is_not_done_again_unless_it_must_be_fresh(recipe: Recipe) -> None:
     path = recipe()
     call("run", path)
-    (done,) = Path("runs/tiny").glob("*/*.json")
+    (done,) = Path("runs/nnrelief/tiny").glob("*/*.json")
     before = done.stat().st_mtime_ns
     again = call("run", path)
     assert again.stdout.startswith("1 of 1 runs are done already")
@@ -117,9 +117,9 @@ def test_what_is_done_is_not_done_again_unless_it_must_be_fresh(recipe: Recipe) 
 def test_configurations_do_not_share_networks(recipe: Recipe) -> None:
     path = recipe(controls="shuffled = [1]")
     call("run", path)
-    before = kept(Path("runs/tiny"))
+    before = kept(Path("runs/nnrelief/tiny"))
     assert call("run", path, "--set", "dense.epochs=2", "--set", "controls={}").exit_code == 0
-    after = kept(Path("runs/tiny"))
+    after = kept(Path("runs/nnrelief/tiny"))
     assert before.items() <= after.items()
     assert len(after) > len(before)
 
@@ -205,7 +205,7 @@ def test_recipes_are_found_by_name_here(recipe: Recipe) -> None:
     recipe().rename("recipes/deep/tiny.toml")
     assert "did you mean 'deep/tiny'" in fails("run", "deep/tinny")
     assert call("run", "deep/tiny", "--set", "rounds.rounds=0").exit_code == 0
-    assert Path("runs/tiny/picture.png").exists()
+    assert Path("runs/nnrelief/tiny/picture.png").exists()
 
 
 def test_a_missing_recipe_file_is_named() -> None:

@@ -59,7 +59,7 @@ def run(
     ] = None,
     data: DataFolder = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where networks and results go.", show_default="runs/<recipe>")
+        Path | None, typer.Option(help="Where networks and results go.", show_default="runs/<method>/<recipe>")
     ] = None,
     seeds: Annotated[
         list[int] | None, typer.Option("--seed", min=0, help="A seed to run, in place of the recipe's own.")
@@ -77,7 +77,7 @@ def run(
 
     loaded = load_recipe(find_recipe(recipe), changes or ())
     carry_out(
-        loaded, out or Path("runs") / loaded.name, data=data, seeds=seeds, record=record, fresh=fresh,
+        loaded, out or Path("runs") / loaded.method / loaded.name, data=data, seeds=seeds, record=record, fresh=fresh,
         all_rounds=all_rounds,
     )  # fmt: skip
 

@@ -62,7 +62,7 @@ def carry_out(
     show_results(console, finished, all_rounds=all_rounds)
     picture(finished, out / "picture.png")
     typer.echo(f"\npicture: {out / 'picture.png'}")
-    typer.echo(f"results: {len(finished)} files, {out}/*/*.json")
+    typer.echo(f"results: {len(finished)} in {out}/*/*.json")
     if record:
         for result in finished:
             write(result, record)
