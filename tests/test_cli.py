@@ -99,7 +99,8 @@ def test_a_recipe_leaves_table_picture_and_results(recipe: Recipe, tmp_path: Pat
     assert max(map(len, table)) <= 80
     assert Path("runs/nnrelief/tiny/picture.png").read_bytes().startswith(b"\x89PNG")
     assert "picture: runs/nnrelief/tiny/picture.png" in lines
-    assert {path.name for path in Path("kept").iterdir()} == {p.name for p in tmp_path.glob("runs/nnrelief/tiny/*/*.json")}
+    left = {path.name for path in tmp_path.glob("runs/nnrelief/tiny/*/*.json")}
+    assert {path.name for path in Path("kept").iterdir()} == left
 
 
 def test_what_is_done_is_not_done_again_unless_it_must_be_fresh(recipe: Recipe) -> None:
