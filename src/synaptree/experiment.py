@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +163,12 @@ class Run:
 
     def _load(self, before: int) -> Stage:
         """Return the stage that starts from the dense network, with the data order the method met in round `before`."""
-        seen = [epoch for epoch in self._parent_result().epochs if epoch.round < before]
-        return Load(self._parent().folder, epoch=len(seen), step=max((epoch.step for epoch in seen), default=0))
+        seen = [epoch for epoch in self._parent_result.epochs if epoch.round < before]
+        return Load(self._parent.folder, epoch=len(seen), step=max((epoch.step for epoch in seen), default=0))
 
     def _control_round(self, index: int) -> list[Stage]:
         """Return the stages that bring a control to the method's density of round `index`."""
-        parent = self._parent().folder
+        parent = self._parent.folder
         aim = self._parent_round(index)
         retrain: list[Stage] = [Train(self.recipe.retraining, "retrain"), Measure()]
         match self.control:
@@ -190,17 +191,19 @@ class Run:
         rounds = self.recipe.rounds
         return [Rewind(rounds.rewind_step)] if rounds.restart == "rewind" else []
 
+    @cached_property
     def _parent(self) -> "Run":
         return Run(self.recipe, self.seed, None, self.out)
 
+    @cached_property
     def _parent_result(self) -> Result:
-        result = self._parent().done()
+        result = self._parent.done()
         if result is None:
             raise OptionError(f"the control {self.control!r} needs the method's own result first, seed {self.seed}")
         return result
 
     def _parent_round(self, index: int) -> Round:
-        return next(part for part in self._parent_result().rounds if part.round == index)
+        return next(part for part in self._parent_result.rounds if part.round == index)
 
     def _pruned_density(self, aim: Round) -> float:
         """Return the density of the layers that are not excluded, which are all that a control may prune."""

@@ -43,6 +43,7 @@ class Surroundings:
         stop: asked after every update; true interrupts.
         watch: told what happens: `(stage, epoch log or None)`.
         keep: steps that a later rewind asks for.
+        optimizer_state: of the stage that was interrupted, until it goes on.
     """
 
     data: Dataset
