@@ -133,11 +133,11 @@ def leaves_a_hook(on):
 
 
 def uses_plain_names(on):
-    on.apply(on.masks([layer for layer in on.layers if layer.name in dict(on.model.named_modules())]))
+    on.edit(on.masks([layer for layer in on.layers if layer.name in dict(on.model.named_modules())]))
 
 
 def counts_batches(on):
-    on.apply({name: mask & (len(on.inputs) < 2) for name, mask in on.masks(on.layers).items()})
+    on.edit({name: mask & (len(on.inputs) < 2) for name, mask in on.masks(on.layers).items()})
 
 
 @dataclass
@@ -232,12 +232,12 @@ def test_a_pruning_rule_that_brings_connections_to_life_is_caught():
 
 
 def test_newborns_with_old_optimizer_state_are_caught(monkeypatch):
-    monkeypatch.setattr(Attached, "_clear", lambda _, parameter, born: parameter.masked_fill_(born, 0.0))
+    monkeypatch.setattr(Attached, "_forget", lambda *_: None)
     fails(registered(lambda m, _: m), "newborns_start_at_zero", "wanted exp_avg of newborns 0")
 
 
 def test_newborns_that_do_not_start_at_0_are_caught(monkeypatch):
-    monkeypatch.setattr(Attached, "_clear", lambda _, parameter, born: parameter.masked_fill_(born, 0.5))
+    monkeypatch.setattr(Attached, "_forget", lambda _, parameter, born: parameter.masked_fill_(born, 0.5))
     fails(registered(lambda m, _: m), "newborns_start_at_zero", "wanted newborn weights 0")
 
 

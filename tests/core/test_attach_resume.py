@@ -14,7 +14,8 @@ from synaptree.core.errors import CheckpointError, ShapeError
 from synaptree.core.method import Method
 from synaptree.core.rule import Density
 from synaptree.core.schedule import Cosine, Cubic, Every
-from synaptree.core.signal import ema, gradient, magnitude, noise
+from synaptree.core.signal import gradient, magnitude, noise
+from synaptree.signals.average import ema
 
 UPDATES = 8
 MAKE = {

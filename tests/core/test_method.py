@@ -9,7 +9,8 @@ from synaptree.core.errors import OptionError
 from synaptree.core.method import Method, build, method
 from synaptree.core.rule import Density
 from synaptree.core.schedule import Every
-from synaptree.core.signal import ema, gradient, magnitude, stateless
+from synaptree.core.signal import gradient, magnitude, stateless
+from synaptree.signals.average import ema
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@ import torch
 from torch import nn, tensor
 
 from synaptree.core.layer import layers_of
-from synaptree.core.signal import View, at_granularity, ema, gradient, magnitude, noise
+from synaptree.core.signal import View, at_granularity, gradient, magnitude, noise
+from synaptree.signals.average import ema
 
 (LAYER,) = layers_of(nn.Linear(2, 2))
 WEIGHT = tensor([[1.0, -2.0], [0.0, 3.0]])

@@ -1,6 +1,6 @@
 """The seam between a topology and any training loop: the optimizer's own step hooks."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 from weakref import ref
 
@@ -10,13 +10,14 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
 from synaptree.core.errors import AttachError, CheckpointError
-from synaptree.core.layer import Layer, layers_of
-from synaptree.core.method import Method
+from synaptree.core.layer import Layer, layers_of, unwrapped
+from synaptree.core.method import Method, Site
+from synaptree.core.probe import Probe
 from synaptree.core.rule import Group, Part
 from synaptree.core.signal import View
 from synaptree.core.topology import Delta, Topology
 
-__all__ = ["Attached", "attach", "groups_of", "views_of"]
+__all__ = ["Attached", "attach", "groups_of", "one_pass", "views_of"]
 
 _owners: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """Parameter -> weak reference to the Attached that masks it, so that two cannot fight over one."""
@@ -73,11 +74,19 @@ def attach(
             f"{method!r} acts only through prune, and nothing is pruned yet: call prune(model, method, batches) "
             "and attach with the topology it returns"
         )
-    layers = layers_of(model, method.granularity, include, exclude) if method else ()
+    layers, fresh = layers_of(model, method.granularity, include, exclude) if method else (), not topology.masks
     with topology.restored_on_error():
         if method is not None:
             topology.cover(layers, method.granularity, biases=method.biases)
-        return Attached(model, optimizer, method, topology, layers)
+        attached = Attached(model, optimizer, method, topology, layers)
+        if fresh and method is not None and method.start is not None:
+            try:
+                with torch.no_grad():
+                    method.start(attached)
+            except BaseException:
+                attached.detach()
+                raise
+        return attached
 
 
 class Attached:
@@ -87,6 +96,7 @@ class Attached:
         topology: the connections; owned by whoever reads it, edited here.
         optimizer: torch's own, without what Accelerate puts around it; None once nobody holds it any more.
         last: what the last edit changed, or None.
+        inputs: one sample of what the model was last trained on, for methods with an `edit` of their own.
     """
 
     def __init__(
@@ -96,7 +106,9 @@ class Attached:
         self.model, self.method, self.topology, self.layers = model, method, topology, layers
         self.last: Delta | None = None
         self._parameters = self._free_parameters()
-        self._hook: Any = None
+        self.inputs: list[Tensor] = []
+        self._hooks: list[Any] = []
+        self._probe = Probe(layers, method.watch if method else {}, training=True)
         self._start_signals()
         self.rebind(optimizer)
         topology.apply(model)
@@ -124,16 +136,19 @@ class Attached:
         trained = {name: p for name, p in self._parameters.items() if p.requires_grad}
         if trained and not any(id(p) in held for p in trained.values()):
             raise AttachError(f"the optimizer holds none of the masked parameters ({', '.join([*trained][:3])}, ...)")
-        if self._hook is not None:
-            self._hook.remove()
+        self._let_go()
         self._optimizer = ref(inner)
-        self._hook = inner.register_step_post_hook(self._after_step)
+        self._hooks = [
+            inner.register_step_pre_hook(self._before_step), inner.register_step_post_hook(self._after_step)
+        ]  # fmt: skip
+        if self._probe.reductions:
+            self._probe.__enter__()
+        if self.method is not None and self.method.acts_in_training and self.method.edit is not None:
+            self._hooks.append(unwrapped(self.model).register_forward_pre_hook(_Taste(self.inputs)))
 
     def detach(self) -> None:
         """Let go of the optimizer; the model stays as it is."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        self._let_go()
         for parameter in self._parameters.values():
             if _owner(parameter) is self:
                 del _owners[parameter]
@@ -174,19 +189,37 @@ class Attached:
         self._refresh()
         for name, born in self.last.born.items():
             if born.any():
-                self._clear(self._parameters[name], born.expand(self.topology.shapes[name]))
+                self._parameters[name].masked_fill_(born, 0.0)
+                self._forget(self._parameters[name], born)
         self.topology.apply(self.model)
         return self.last
+
+    def masks(
+        self, layers: Sequence[Layer] | None = None, stats: Mapping[str, Mapping[str, Tensor]] | None = None
+    ) -> dict[str, Tensor]:
+        """Return what the method's rule says of `layers`, all by default; nothing is changed yet."""
+        if self.method is None:
+            return {}
+        layers = self.layers if layers is None else layers
+        views = self._views("gradient" in self.method.needs, stats)
+        return self.method.rule(groups_of(layers, self.method, views, self.topology), self.topology.step)
+
+    @torch.no_grad()
+    def _before_step(self, *_: object) -> None:
+        if self._version != self.topology.version:  # edited by others, such as `prune`
+            before = self._known
+            self._refresh()
+            for name, mask in self._known.items():
+                self._forget(self._parameters[name], mask & ~before.get(name, mask))
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - torch's hook
         # a fused optimizer is called on overflow too, and then leaves the weights alone
         overflow = getattr(optimizer, "found_inf", None)
         if overflow is not None and float(overflow) > 0:
+            self._probe.take()
             return
         self.topology.step += 1
-        if self._version != self.topology.version:  # edited by others, such as `prune`
-            self._refresh()
         if self._masked:
             # as integers: infinity and NaN times 0 would be NaN, their bits times 0 are +0.0
             torch._foreach_mul_([p.view(m.dtype) for p, m in zip(self._masked, self._masks, strict=True)], self._masks)
@@ -195,21 +228,19 @@ class Attached:
 
     def _follow(self, method: Method) -> None:
         due = method.when(self.topology.step)
-        if not due and all(signal.update is None for signal in method.signals.values()):
-            return
-        views = self._views("gradient" in method.needs)
-        for name, signal in method.signals.items():
-            if signal.update is not None:
-                for parameter, view in views.items():
-                    key = f"{name}/{parameter}"
-                    self.topology.state[key] = signal.update(self.topology.state[key], view)
+        remembering = {name: signal for name, signal in method.signals.items() if signal.update is not None}
+        views = self._views("gradient" in method.needs, self._probe.take()) if remembering else {}
+        for name, signal in remembering.items():
+            for parameter, view in views.items():
+                key = f"{name}/{parameter}"
+                self.topology.state[key] = cast(Any, signal.update)(self.topology.state[key], view)
         if due:
-            self.edit(method.rule(groups_of(self.layers, method, views, self.topology), self.topology.step))
+            (method.edit or one_pass)(self)
 
-    def _views(self, gradient: bool) -> dict[str, View]:
+    def _views(self, gradient: bool, stats: Mapping[str, Mapping[str, Tensor]] | None = None) -> dict[str, View]:
         # after the step: a fused optimizer with a GradScaler has unscaled the gradients in place
         grads = {name: p.grad for name, p in self._parameters.items() if gradient and p.grad is not None}
-        return views_of(self.layers, self.topology, grads=grads)
+        return views_of(self.layers, self.topology, grads=grads, stats=stats)
 
     def _start_signals(self) -> None:
         if self.method is None:
@@ -218,6 +249,11 @@ class Attached:
             for name, signal in self.method.signals.items():
                 if state := signal.init(view):
                     self.topology.state.setdefault(f"{name}/{parameter}", state)
+
+    def _let_go(self) -> None:
+        self._probe.__exit__()
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def _free_parameters(self) -> dict[str, nn.Parameter]:
         parameters = dict(self.topology.parameters(self.model))
@@ -233,7 +269,8 @@ class Attached:
         """Derive the integer masks that are multiplied in after every step; wholly alive tensors need none."""
         self._version = self.topology.version
         self._parameters = self._free_parameters()
-        if self._hook is not None:
+        self._known = dict(self.topology.masks)
+        if self._hooks:
             for parameter in self._parameters.values():
                 _owners[parameter] = ref(self)
         # frozen ones too: they may thaw before the next edit
@@ -245,8 +282,8 @@ class Attached:
             for name, p in zip(sparse, self._masked, strict=True)
         ]
 
-    def _clear(self, parameter: nn.Parameter, born: Tensor) -> None:
-        parameter.masked_fill_(born, 0.0)
+    def _forget(self, parameter: nn.Parameter, born: Tensor) -> None:
+        """Set the optimizer state of newborn weights to 0."""
         for value in self.optimizer.state.get(parameter, {}).values() if self.optimizer else ():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 value.masked_fill_(born, 0.0)
@@ -261,9 +298,31 @@ def groups_of(layers: Iterable[Layer], method: Method, views: Mapping[str, View]
         return Part(name, topology.masks[name], scores)
 
     return [
-        Group(layer, part(layer.weight), part(layer.bias) if layer.bias in topology.masks and method.biases else None)
+        Group(
+            layer, part(layer.weight), part(layer.bias) if layer.bias in topology.masks and method.biases else None,
+            topology.rng,
+        )
         for layer in layers
-    ]
+    ]  # fmt: skip
+
+
+def one_pass(site: Site) -> None:
+    """Edit the topology by one pass of the method's rule over all layers."""
+    site.edit(site.masks())
+
+
+class _Taste:
+    """The hook that keeps a sample of what flows into the model; its copies keep none."""
+
+    def __init__(self, inputs: list[Tensor]) -> None:
+        self.inputs = inputs
+
+    def __call__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if model.training and inputs and isinstance(inputs[0], Tensor):
+            self.inputs[:] = [inputs[0][:1].detach()]
+
+    def __reduce__(self) -> tuple[type, tuple[list[Tensor]]]:
+        return _Taste, ([],)
 
 
 def views_of(

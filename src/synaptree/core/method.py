@@ -1,21 +1,51 @@
 """Methods: a few orthogonal values under a name, and the registry that finds them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from inspect import formatannotation, signature
 from types import UnionType
-from typing import Any, Literal, ParamSpec, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, ParamSpec, Protocol, Union, get_args, get_origin, get_type_hints
+
+from torch import Tensor, nn
 
 from synaptree.core.errors import OptionError, unknown
-from synaptree.core.layer import mask_shape
+from synaptree.core.layer import Layer, mask_shape
+from synaptree.core.probe import Reduction
 from synaptree.core.rule import Rule
 from synaptree.core.schedule import Never
 from synaptree.core.signal import Signal
+from synaptree.core.topology import Delta, Topology
 
-__all__ = ["METHODS", "Method", "build", "method"]
+__all__ = ["METHODS", "Method", "Site", "build", "method"]
 
 P = ParamSpec("P")
+
+
+class Site(Protocol):
+    """Where an edit takes place: a `Calibration` outside training, an `Attached` in it.
+
+    Attributes:
+        model: without gradients.
+        method: what decides.
+        topology: changed by `edit`.
+        layers: those that may be touched.
+        inputs: batches of inputs of shape `(samples, ...)`; in training one sample, for methods with an `edit`.
+    """
+
+    model: nn.Module
+    method: Any
+    topology: Topology
+    layers: tuple[Layer, ...]
+    inputs: list[Tensor]
+
+    def masks(
+        self, layers: Sequence[Layer] | None = None, stats: Mapping[str, Mapping[str, Tensor]] | None = None
+    ) -> dict[str, Tensor]:
+        """Return what the method's rule says of `layers`, all by default; nothing is changed yet."""
+
+    def edit(self, masks: Mapping[str, Tensor]) -> Delta:
+        """Change the topology; weights that no longer exist become 0, newborn ones start at 0."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,7 +58,8 @@ class Method:
         when: step -> bool, during training; `Never` for a method that acts only through `prune`.
         granularity: of the masks, by kind of layer: "weight", "kernel" or "unit"; kinds left out are not touched.
         biases: whether biases are connections too.
-        edit: a calibrated edit of its own, in place of one pass of the rule; called with a `Calibration`.
+        edit: an edit of its own, in place of one pass of the rule; called with a `Site`.
+        start: what it makes of a network that has no topology yet, when it is attached; called with a `Site`.
         name: in the registry.
         options: what it was built with.
     """
@@ -39,6 +70,7 @@ class Method:
     granularity: Mapping[str, str] = field(default_factory=lambda: {"linear": "weight", "conv": "weight"})
     biases: bool = False
     edit: Callable[[Any], None] | None = None
+    start: Callable[[Any], None] | None = None
     name: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -55,6 +87,11 @@ class Method:
     def needs(self) -> frozenset[str]:
         """What the signals need: "data", "gradient"."""
         return frozenset().union(*(signal.needs for signal in self.signals.values()))
+
+    @property
+    def watch(self) -> dict[str, Reduction]:
+        """What the signals want to know of what flows through the layers."""
+        return {name: reduce for signal in self.signals.values() for name, reduce in signal.watch.items()}
 
     def __repr__(self) -> str:
         return f"{self.name or 'Method'}({', '.join(f'{key}={value!r}' for key, value in self.options.items())})"

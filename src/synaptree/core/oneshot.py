@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from synaptree.core.attach import groups_of, views_of
+from synaptree.core.attach import groups_of, one_pass, views_of
 from synaptree.core.errors import AttachError, DataError, NumericError, SynaptreeError
 from synaptree.core.layer import Layer, layers_of
 from synaptree.core.method import Method
@@ -22,6 +22,7 @@ _BATCH = 250  # samples per forward pass when one tensor is given
 def prune(
     model: nn.Module, method: Method, batches: Tensor | Iterable[Any] | None = None, *,
     topology: Topology | None = None, include: Iterable[str] = ("*",), exclude: Iterable[str] = (), seed: int = 0,
+    gradients: Mapping[str, Tensor] | None = None,
 ) -> Topology:  # fmt: skip
     """Let `method` edit the topology of `model` once, outside training; after an error both are as before.
 
@@ -35,6 +36,8 @@ def prune(
         include: shell patterns of the module names to act on.
         exclude: likewise; wins over `include`.
         seed: of the topology's random generator, where a new one is made.
+        gradients: parameter name -> gradient of the loss, where the method needs them; see
+            `signals.gradients.mean_gradients`.
 
     Returns:
         The topology; `topology.notes` says in sentences what the method could not do here.
@@ -55,8 +58,8 @@ def prune(
         [[1.0, 1.0, 0.0, 0.0]]
     """
     layers = layers_of(model, method.granularity, include, exclude)
-    if "gradient" in method.needs:
-        raise AttachError(f"{method!r} needs gradients of the training loss: use attach, or another method")
+    if "gradient" in method.needs and gradients is None:
+        raise AttachError(f"{method!r} needs gradients of the training loss: use attach, or give `gradients`")
     if method.acts_in_training and method.edit is None:
         raise AttachError(f"{method!r} acts during training, by its own schedule: use attach, or another method")
     topology = Topology(seed) if topology is None else topology
@@ -71,7 +74,7 @@ def prune(
         _require_finite(model, topology)
         topology.apply(model)
         topology.notes = []
-        (method.edit or _one_pass)(Calibration(model, method, topology, layers, inputs))
+        (method.edit or one_pass)(Calibration(model, method, topology, layers, inputs, gradients or {}))
     return topology
 
 
@@ -81,17 +84,18 @@ class Calibration:
     Attributes:
         model: in eval mode, without gradients.
         method: what decides.
-        topology: changed by `apply`.
+        topology: changed by `edit`.
         layers: those that may be touched.
         inputs: calibration batches, each of shape `(samples, ...)`.
+        grads: parameter name -> gradient of the loss, where the method needs it.
     """
 
     def __init__(
         self, model: nn.Module, method: Method, topology: Topology, layers: Sequence[Layer],
-        inputs: Sequence[Tensor],
+        inputs: list[Tensor], grads: Mapping[str, Tensor],
     ) -> None:  # fmt: skip
         self.model, self.method, self.topology = model, method, topology
-        self.layers, self.inputs = tuple(layers), inputs
+        self.layers, self.inputs, self.grads = tuple(layers), inputs, grads
 
     def observe(
         self, reductions: Mapping[str, Reduction], forward: Callable[[Tensor], object] | None = None
@@ -120,13 +124,16 @@ class Calibration:
         return {layer.name: probe.means(layer.name) for layer in self.layers}
 
     def masks(
-        self, layers: Sequence[Layer], stats: Mapping[str, Mapping[str, Tensor]] | None = None
+        self, layers: Sequence[Layer] | None = None, stats: Mapping[str, Mapping[str, Tensor]] | None = None
     ) -> dict[str, Tensor]:
-        """Return what the method's rule says of `layers`, by parameter name; nothing is changed yet."""
-        views = views_of(layers, self.topology, stats=stats)
+        """Return what the method's rule says of `layers`, all by default; nothing is changed yet."""
+        if stats is None and self.method.watch:
+            stats = self.observe(self.method.watch)
+        layers = self.layers if layers is None else layers
+        views = views_of(layers, self.topology, grads=self.grads, stats=stats)
         return self.method.rule(groups_of(layers, self.method, views, self.topology), self.topology.step)
 
-    def apply(self, masks: Mapping[str, Tensor]) -> Delta:
+    def edit(self, masks: Mapping[str, Tensor]) -> Delta:
         """Edit the topology and set the weights that no longer exist to 0."""
         delta = self.topology.edit(masks)
         self.topology.apply(self.model)
@@ -140,10 +147,6 @@ def _require_finite(model: nn.Module, topology: Topology) -> None:
                 f"{name} of shape {tuple(parameter.shape)} holds NaN or infinity; calibrate a network that was "
                 "trained without, such as its last good checkpoint"
             )
-
-
-def _one_pass(calibration: Calibration) -> None:
-    calibration.apply(calibration.masks(calibration.layers))
 
 
 def _inputs(batches: Tensor | Iterable[Any] | None) -> list[Tensor]:

@@ -11,17 +11,20 @@ from synaptree.core.layer import Layer
 
 __all__ = ["Probe", "Reduction", "mean_abs_input"]
 
-Reduction = Callable[[Layer, Tensor], Tensor]
-"""`(layer, input) -> sum over the samples of the input`, of any shape without the batch axis."""
+Reduction = Callable[[Layer, Tensor, Tensor], Tensor]
+"""`(layer, input, output) -> sum over the samples`, of any shape without the batch axis."""
 
 
 class Probe:
-    """Running means over samples of statistics of what flows into layers; a context manager.
+    """Running sums over samples of statistics of what flows through layers; a context manager.
+
+    Copies and pickles of a watched model are not watched.
 
     Args:
         layers: what to watch.
         reductions: name of a statistic -> sum over samples of the batch; for a linear layer every
             vector along the last axis counts as a sample.
+        training: look only at what flows in training mode with gradients on.
 
     Example:
         >>> from synaptree.core.layer import layers_of
@@ -32,8 +35,10 @@ class Probe:
         tensor([2., 1.])
     """
 
-    def __init__(self, layers: tuple[Layer, ...], reductions: Mapping[str, Reduction]) -> None:
-        self.layers, self.reductions = layers, reductions
+    def __init__(
+        self, layers: tuple[Layer, ...], reductions: Mapping[str, Reduction], *, training: bool = False
+    ) -> None:
+        self.layers, self.reductions, self.training = layers, reductions, training
         self._sums: dict[str, dict[str, Tensor]] = {layer.name: {} for layer in layers}
         self._samples: dict[str, int] = dict.fromkeys(self._sums, 0)
         self._dtypes = {layer.name: torch.promote_types(layer.module.weight.dtype, torch.float32) for layer in layers}
@@ -41,7 +46,7 @@ class Probe:
 
     def __enter__(self) -> "Probe":
         for layer in self.layers:
-            self._hooks.append(layer.module.register_forward_pre_hook(self._hook(layer), with_kwargs=True))
+            self._hooks.append(layer.module.register_forward_hook(_Look(self, layer), with_kwargs=True))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -65,26 +70,48 @@ class Probe:
                 )
         return means
 
-    def _hook(self, layer: Layer) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def take(self) -> dict[str, dict[str, Tensor]]:
+        """Return the sums of each layer, with their number of "samples", and begin anew."""
+        taken = {
+            name: {**sums, "samples": torch.tensor(self._samples[name], dtype=torch.float64)} if sums else {}
+            for name, sums in self._sums.items()
+        }
+        for name in self._sums:
+            self._sums[name], self._samples[name] = {}, 0
+        return taken
+
+    @torch.no_grad()
+    def look(self, layer: Layer, x: Tensor, y: Tensor) -> None:
+        """Add what the input and output of one call show."""
         sums = self._sums[layer.name]
-
-        def observe(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:  # noqa: ARG001
-            x = next(iter((*inputs, *named.values()))).detach()
-            rows = x.numel() // max(1, x.shape[-1]) if layer.kind == "linear" else x.shape[0]
-            self._samples[layer.name] += rows
-            for stat, reduce in self.reductions.items():
-                # float64, so that the mean does not depend on how samples were cut into batches
-                part = reduce(layer, x).double()
-                if part.shape != sums.get(stat, part).shape:
-                    raise DataError(
-                        f"layer {layer.name}: {tuple(x.shape)} came after inputs of other sizes; give batches of one"
-                    )
-                sums[stat] = sums[stat] + part if stat in sums else part
-
-        return observe
+        rows = x.numel() // max(1, x.shape[-1]) if layer.kind == "linear" else x.shape[0]
+        self._samples[layer.name] += rows
+        for stat, reduce in self.reductions.items():
+            # float64, so that the mean does not depend on how samples were cut into batches
+            part = reduce(layer, x.detach(), y.detach()).double()
+            if part.shape != sums.get(stat, part).shape:
+                raise DataError(
+                    f"layer {layer.name}: {tuple(x.shape)} came after inputs of other sizes; give batches of one"
+                )
+            sums[stat] = sums[stat] + part if stat in sums else part
 
 
-def mean_abs_input(layer: Layer, x: Tensor) -> Tensor:
+class _Look:
+    """The hook of a probe on one layer; its copies and pickles see nothing."""
+
+    def __init__(self, probe: Probe | None = None, layer: Layer | None = None) -> None:
+        self.probe, self.layer = probe, layer
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+        watched = self.probe is not None and (not self.probe.training or (module.training and torch.is_grad_enabled()))
+        if watched and self.probe and self.layer:
+            self.probe.look(self.layer, next(iter((*inputs, *named.values()))), output)
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return _Look, ()
+
+
+def mean_abs_input(layer: Layer, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG001
     """Return the sum over samples of `|x|`: `(in,)` for a linear layer, `(in, *map)` for a convolution."""
     values = x.abs().reshape(-1, x.shape[-1]) if layer.kind == "linear" else x.abs()
     # a sum in half precision overflows, and one in float32 depends on how samples were cut into batches

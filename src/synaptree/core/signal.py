@@ -1,14 +1,16 @@
 """Signals: what is observed about each connection, as plain functions with explicit state."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from synaptree.core.layer import Layer
+from synaptree.core.probe import Reduction
 
-__all__ = ["Signal", "State", "View", "at_granularity", "ema", "gradient", "magnitude", "noise", "stateless"]
+__all__ = ["Signal", "State", "View", "at_granularity", "gradient", "magnitude", "noise", "stateless"]
 
 State = dict[str, Tensor]
 
@@ -24,7 +26,8 @@ class View(NamedTuple):
         mask: bool, at its granularity.
         step: optimizer updates made so far.
         rng: the topology's random generator.
-        stats: what probes have seen of the layer, by name of the statistic.
+        stats: what probes have seen of the layer, by name of the statistic: means over the samples; in
+            training sums since the last update, with their number under "samples".
     """
 
     layer: Layer
@@ -45,12 +48,14 @@ class Signal(NamedTuple):
         init: `view -> state`, named tensors; none for a signal without memory.
         update: `(state, view) -> state` after every optimizer update; None for a signal without memory.
         needs: what must be there: "gradient" (of the loss), "data" (calibration batches).
+        watch: statistics of what flows through the layer, see `Probe`, that `view.stats` must hold.
     """
 
     read: Callable[[State, View], Tensor]
     init: Callable[[View], State] = lambda view: {}  # noqa: ARG005
     update: Callable[[State, View], State] | None = None
     needs: frozenset[str] = frozenset()
+    watch: Mapping[str, Reduction] = MappingProxyType({})
 
 
 def at_granularity(values: Tensor, mask: Tensor) -> Tensor:
@@ -68,23 +73,6 @@ def at_granularity(values: Tensor, mask: Tensor) -> Tensor:
 def stateless(read: Callable[[View], Tensor], *needs: str) -> Signal:
     """Return the signal without memory that `read` computes from a view."""
     return Signal(lambda state, view: read(view), needs=frozenset(needs))  # noqa: ARG005
-
-
-def ema(signal: Signal, decay: float) -> Signal:
-    """Return the exponential moving average `m = decay * m + (1 - decay) * signal` over updates, from 0.
-
-    Args:
-        signal: a signal without memory.
-        decay: in [0, 1).
-    """
-
-    def init(view: View) -> State:
-        return {"mean": view.weight.new_zeros(view.mask.shape)}
-
-    def update(state: State, view: View) -> State:
-        return {"mean": torch.lerp(signal.read({}, view), state["mean"], decay)}
-
-    return Signal(lambda state, view: state["mean"], init, update, signal.needs)  # noqa: ARG005
 
 
 magnitude = stateless(lambda view: at_granularity(view.weight, view.mask))

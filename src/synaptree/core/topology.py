@@ -39,6 +39,7 @@ class Topology:
         version: changes of the masks so far, by which whoever keeps something derived from them sees its age.
         state: what a method's signals remember: "signal/parameter" -> named tensors.
         notes: what the last edit could not do, in sentences.
+        born, died: connections so far.
 
     Example:
         >>> topology = Topology(seed=0)
@@ -51,7 +52,7 @@ class Topology:
     def __init__(self, seed: int = 0) -> None:
         self.masks: dict[str, Tensor] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.step = self.version = 0
+        self.step = self.version = self.born = self.died = 0
         self.state: dict[str, dict[str, Tensor]] = {}
         self.notes: list[str] = []
         self.rng = torch.Generator().manual_seed(seed)
@@ -120,6 +121,8 @@ class Topology:
             born[name], died[name] = new & ~old, old & ~new
             self.masks[name] = new
             self._remember_births(name, born[name])
+            self.born += int(born[name].sum())
+            self.died += int(died[name].sum())
         return Delta(born, died)
 
     def age(self, name: str) -> Tensor:
@@ -189,6 +192,8 @@ class Topology:
             "births": {name: births.clone() for name, births in self._births.items()},
             "edits": list(self._edits),
             "step": self.step,
+            "born": self.born,
+            "died": self.died,
             "rng": self.rng.get_state(),
             "state": _cloned(self.state),
             "notes": list(self.notes),
@@ -241,6 +246,7 @@ class Topology:
             for name, births in state["births"].items()
         }
         self._edits, self.step = list(state["edits"]), int(state["step"])
+        self.born, self.died = int(state["born"]), int(state["died"])
         self.rng.set_state(state["rng"].cpu())
         self.state = _cloned(state["state"])
         self.notes = list(state["notes"])

@@ -13,13 +13,13 @@ from torch import Tensor
 from synaptree.core.layer import KINDS, layers_of, unwrapped
 from synaptree.core.method import Method, method
 from synaptree.core.oneshot import Calibration
-from synaptree.core.rule import Share
 from synaptree.graph.flow import needed, seen
 from synaptree.graph.node import Graph, GraphError
 from synaptree.graph.read import read, run
 from synaptree.graph.residual import Residual, norm_of, residual_sums
 from synaptree.graph.shortcut import whole_shortcuts
 from synaptree.graph.units import DeadNorm, without_units
+from synaptree.rules.share import Share
 from synaptree.signals.contribution import Aggregate, contribution, reductions
 
 __all__ = ["nnrelief"]
@@ -121,15 +121,15 @@ class _Relief:
             chosen = [layer for layer in layers if layer.kind == kind]
             if idle := [layer.name or "the model itself" for layer in chosen if not stats[layer.name]]:
                 _note(on, f"left alone, since nothing flows through them: {', '.join(idle)}")
-            on.apply(on.masks([layer for layer in chosen if stats[layer.name]], stats))
+            on.edit(on.masks([layer for layer in chosen if stats[layer.name]], stats))
             if graph:
                 dead = {name: ~units for name, units in seen(graph, _nonzero(stats)).items() if kinds.get(name) == kind}
-                on.apply(clear(dead, norms=norms))
+                on.edit(clear(dead, norms=norms))
                 outweighed = _outweighed(sums, sizes, 1 - self.alphas[kind], kinds)
-                on.apply(clear(outweighed, norms=norms if self.dead_bn == "zero" else {}))
+                on.edit(clear(outweighed, norms=norms if self.dead_bn == "zero" else {}))
         if graph and self.backward_sweep:
             unread = {name: ~units for name, units in needed(graph, on.topology.masks).items() if name in kinds}
-            on.apply(clear(unread, norms=norms))
+            on.edit(clear(unread, norms=norms))
 
     def _observe(
         self, on: Calibration, graph: Graph | None, sums: list[Residual], kind: str

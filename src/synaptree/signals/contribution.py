@@ -89,7 +89,7 @@ def _read(view: View, aggregate: Aggregate) -> Tensor:
     return norms.view(view.mask.shape)
 
 
-def _sum_of_norms(layer: Layer, x: Tensor) -> Tensor:
+def _sum_of_norms(layer: Layer, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG001
     """Return the sum over samples of the 2-norm of each kernel's map: `(out, in / groups)`, or 0 for a linear layer."""
     if layer.kind == "linear":
         return x.new_zeros(())

@@ -1,0 +1,1 @@
+"""Rules beyond the core: how scores become masks."""
