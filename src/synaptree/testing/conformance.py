@@ -30,7 +30,7 @@ def check_method(
         golden: TOML file with options for the trials and edits worked out by hand; see
             `synaptree.testing.golden` for the format. By default the library's own for that name.
         checks: names of the checks to make, from `CHECKS`; all by default.
-        exempt: name of a check -> the reason why this method need not pass it.
+        exempt: name of a check -> the reason why this method need not pass it, beside those its golden file names.
 
     Returns:
         Name -> reason of the checks that were not made: exempt, or without meaning for this method.
@@ -46,12 +46,12 @@ def check_method(
     name = build_method if isinstance(build_method, str) else build_method.__name__
     if name not in METHODS:
         raise unknown("method", name, METHODS)
-    exempt, checks = exempt or {}, CHECKS if checks is None else checks
+    golden = golden or golden_path(name)
+    subject = Subject(METHODS[name], read_golden(golden) if golden else Golden())
+    exempt, checks = {**subject.golden.exempt, **(exempt or {})}, CHECKS if checks is None else checks
     for check in (*checks, *exempt):
         if check not in CHECKS:
             raise unknown("check", check, CHECKS)
-    golden = golden or golden_path(name)
-    subject = Subject(METHODS[name], read_golden(golden) if golden else Golden())
     reasons = {check: exempt.get(check) or _make(name, check, subject) for check in checks}
     return {check: reason for check, reason in reasons.items() if reason}
 

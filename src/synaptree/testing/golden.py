@@ -1,7 +1,8 @@
 """Golden edits: what a method does to a tiny network, worked out by hand and kept in a TOML file.
 
 A file has two parts. `[training]` holds options with which the method acts within six updates on tiny
-networks, and cuts some. Each `[[edit]]` is a network, and the masks wanted after one edit:
+networks, and cuts some; `[exempt]` names checks that do not apply, each with the reason. Each `[[edit]]` is
+a network, and the masks wanted after one edit:
 
     [[edit]]
     about = "the two largest of four stay"
@@ -10,7 +11,7 @@ networks, and cuts some. Each `[[edit]]` is a network, and the masks wanted afte
     masks.fc1.weight = [[1, 0], [0, 1]]     # every mask left out is wanted dense
 
 Optional: `network` ("chain", or "residual": a sum of `conv` and `shortcut`, then `fc`), `inputs` (the
-calibration batch), `exist` (masks before the edit), `gradients`, `step` (updates made, that of the edit
+calibration batch, or what flows through in training), `exist` (masks before the edit), `gradients`, `step` (updates made, that of the edit
 included) and `seed`. A kernel's mask is written without the kernel's axes.
 """
 
@@ -56,10 +57,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Golden:
-    """All golden edits of a method, and the options its trials run with."""
+    """All golden edits of a method, the options its trials run with, and the checks that do not apply to it."""
 
     training: Mapping[str, Any] = field(default_factory=dict)
     cases: tuple[Case, ...] = ()
+    exempt: Mapping[str, str] = field(default_factory=dict)
 
 
 def golden_path(name: str) -> Path | None:
@@ -76,7 +78,8 @@ def read_golden(path: Path) -> Golden:
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        return Golden(tables.get("training", {}), tuple(Case(**edit) for edit in tables.get("edit", ())))
+        cases = tuple(Case(**edit) for edit in tables.get("edit", ()))
+        return Golden(tables.get("training", {}), cases, tables.get("exempt", {}))
     except (OSError, tomllib.TOMLDecodeError, TypeError) as error:
         raise DataError(f"{path} holds no golden edits: {error}; synaptree.testing.golden shows the format") from error
 
@@ -98,7 +101,8 @@ def replay(method: Method, case: Case) -> Topology:
         _update(model, method, topology, case)
     else:
         topology.step = case.step
-        prune(model, method, None if case.inputs is None else torch.tensor(case.inputs).float(), topology=topology)
+        gradients = _gradients(model, case) if "gradient" in method.needs else None
+        prune(model, method, _batch(case), topology=topology, gradients=gradients)
     return topology
 
 
@@ -115,13 +119,23 @@ def wanted(case: Case, topology: Topology) -> dict[str, Tensor]:
 def _update(model: nn.Module, method: Method, topology: Topology, case: Case) -> None:
     """Make one update that moves no weight."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    gradients = _flat(case.gradients)
-    for name, parameter in model.named_parameters():
-        given = gradients.get(name)
-        parameter.grad = torch.zeros_like(parameter) if given is None else torch.tensor(given).float()
     attached = attach(model, optimizer, method, topology=topology)
+    if (batch := _batch(case)) is not None:
+        model(batch)
+    gradients = _gradients(model, case)
+    for name, parameter in model.named_parameters():
+        parameter.grad = gradients[name]
     optimizer.step()
     attached.finish()
+
+
+def _batch(case: Case) -> Tensor | None:
+    return None if case.inputs is None else torch.tensor(case.inputs).float()
+
+
+def _gradients(model: nn.Module, case: Case) -> dict[str, Tensor]:
+    given = {name: torch.tensor(values).float() for name, values in _flat(case.gradients).items()}
+    return {name: given.get(name, torch.zeros_like(p)) for name, p in model.named_parameters()}
 
 
 def _flat(nested: Nested) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from synaptree.core.method import Method
 from synaptree.core.oneshot import prune
 from synaptree.core.topology import Topology
 from synaptree.graph.shortcut import Shortcut
+from synaptree.signals.gradients import mean_gradients
 
 __all__ = [
     "CONVOLUTIONAL", "DENSE", "ONE_ROW", "RESIDUAL", "STEPS", "TIED",
@@ -209,6 +210,9 @@ class Trial:
         loss: Tensor = (self.model(x) * targets).sum()
         return loss
 
+    def _mean_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs * targets).sum() / len(targets)
+
     def update(self, step: Callable[[], object]) -> None:
         """Make one update by calling `step`, and note the edit that comes with it."""
         last = self.attached.last if self.attached else None
@@ -262,7 +266,9 @@ class Trial:
         granularity = self.method.granularity
         self.topology.cover(layers_of(self.model, granularity), granularity, biases=self.method.biases)
         before = self.snapshot()
-        prune(self.model, self.method, self.inputs.chunk(parts), topology=self.topology)
+        pairs = list(zip(self.inputs.chunk(parts), self.targets.chunk(parts), strict=True))
+        gradients = mean_gradients(self.model, pairs, self._mean_loss) if "gradient" in self.method.needs else None
+        prune(self.model, self.method, pairs, topology=self.topology, gradients=gradients)
         self.edits.append(Edit(self.topology.step, before, self.snapshot()))
 
     def _keep(self) -> None:
