@@ -141,3 +141,32 @@ def results(
         sys.stdout.write(as_json(summary(found)) + "\n")
     else:
         show_results(Console(), found, all_rounds=all_rounds, markdown=markdown)
+
+
+@app.command()
+def similarity(
+    networks: Annotated[
+        list[Path], typer.Argument(help="Two files of networks or folders of runs, or more.", metavar="NETWORK")
+    ],
+    seed_net: Annotated[
+        str | None,
+        typer.Option(metavar="NETWORK", help="What all started from: a network, or `round0` for that of each run."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Leave layers out of the totals, as a dense output layer fc3."),
+    ] = None,
+    index: Annotated[
+        int | None, typer.Option("--round", min=0, help="Of the folders of runs.", show_default="the last")
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write it there, every layer with it.")] = None,
+) -> None:
+    """Compare the topologies of networks, each with each.
+
+    What they share counts where it is clearly above chance, and above what
+    they have from a common seed. NNSTD is the similarity after units are
+    matched; it is for chains of linear layers.
+    """
+    from synaptree.cli.similarity import show_similarity
+
+    show_similarity(networks, seed_net=seed_net, exclude=exclude or (), index=index, report=json)
