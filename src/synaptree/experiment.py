@@ -15,8 +15,10 @@ from synaptree.core.layer import layers_of
 from synaptree.core.topology import Topology
 from synaptree.recipe import Recipe
 from synaptree.results import Result, Round, config_hash, environment, read, write
+from synaptree.stages import programme_stages
 from synaptree.train import zoo
 from synaptree.train.data import Dataset, load
+from synaptree.train.growth import Grow, PruneUntil
 from synaptree.train.loop import EpochLog, Interrupted
 from synaptree.train.network import Network
 from synaptree.train.programme import (
@@ -27,6 +29,7 @@ from synaptree.train.programme import (
     Measure,
     Prune,
     Reinitialise,
+    Renew,
     Rewind,
     Shuffle,
     Stage,
@@ -53,13 +56,13 @@ class Run:
 
     def __init__(self, recipe: Recipe, seed: int, control: str | None, out: Path) -> None:
         self.recipe, self.seed, self.control, self.out = recipe, seed, control, out
-        unhashed = {"name", "about", "seconds_per_epoch", "seeds", "controls"}
-        self.config = recipe.model_dump(mode="json", exclude=unhashed)
+        self.config = recipe.config()
         self.config |= {"seed": seed, "control": control, "at": recipe.controls.get(control) if control else None}
         self.hash = config_hash(self.config)
         # two configurations never share a folder: a control must not start from another one's networks
         self.folder = out / f"{control or recipe.method}-s{seed}-{self.hash}"
         self.network, self.log = Network(nn.Module()), Log()
+        self._classes: int | None = None
 
     @property
     def title(self) -> str:
@@ -73,7 +76,8 @@ class Run:
         if self.control is not None:
             at = self.recipe.controls[self.control]
             return retraining * (self.recipe.count if at == "all" else len(at))
-        return self.recipe.dense.epochs + retraining * self.recipe.count
+        stages = self.stages()
+        return sum(stage.options.epochs for stage in stages if isinstance(stage, Train | Grow | PruneUntil))
 
     @property
     def checkpoint(self) -> Path:
@@ -104,6 +108,7 @@ class Run:
         if self.recipe.threads is not None:
             torch.set_num_threads(self.recipe.threads)
         data = load(self.recipe.data, data_root, validation=self.recipe.validation)
+        self._classes = data.classes
         around = Surroundings(data, self.seed, self.folder, self._fresh, stop=stop, watch=watch)
         network = Network(self._fresh(self.seed), Topology(self.seed))
         self._check_fit(network.model, data)
@@ -128,23 +133,35 @@ class Run:
         x = data.normalise(data.train.x[:2])
         try:
             with torch.no_grad():
-                model.eval()(x)
+                outputs = model.eval()(x).shape[-1]
         except RuntimeError as error:
             wanted = zoo.MODELS[self.recipe.model].input_shape
             raise OptionError(
                 f"model {self.recipe.model!r} takes images of shape {wanted}, data set {data.name!r} has "
                 f"{tuple(x.shape[1:])}; choose another of the two, or give model_options ({error})"
             ) from None
+        if outputs != data.classes:
+            raise OptionError(
+                f"model {self.recipe.model!r} has {outputs} outputs, data set {data.name!r} has {data.classes} "
+                "classes: leave model_options.classes out"
+            )
         if (samples := self.recipe.rounds.samples) > (images := len(data.train.y)):
             raise OptionError(f"rounds.samples = {samples}: data set {data.name!r} has {images} training images")
 
     def stages(self) -> list[Stage]:
         """Return the programme of this run."""
         recipe = self.recipe
+        if self.control is None and recipe.programme is not None:
+            return programme_stages(recipe.programme, recipe.dense)
         method = methods.build(recipe.method, **recipe.method_options)
         dense: list[Stage] = [Train(recipe.dense, "dense"), Measure()]
         if self.control is None and method.acts_in_training:
-            return [*dense, Rewind(0), Train(recipe.retraining, "train", method), Measure()]
+            stages = dense
+            for options in recipe.points:
+                method = methods.build(recipe.method, **options)
+                training = Train(recipe.retraining, "train", method, recipe.rounds.exclude)
+                stages += [Renew(), training, Measure()]
+            return stages
         if self.control is None:
             stages = dense
             for _ in range(recipe.count):
@@ -174,6 +191,8 @@ class Run:
         match self.control:
             case "shuffled":
                 return [Adopt(parent, index), Shuffle(), *self._restart(), *retrain]
+            case "rewound":
+                return [Adopt(parent, index), Rewind(0), *retrain]
             case "reinitialised":
                 return [Adopt(parent, index), Reinitialise(), *retrain]
             case "random" | "magnitude":
@@ -213,7 +232,7 @@ class Run:
         return sum(aim.layers[name] * n for name, n in weights.items()) / sum(weights.values())
 
     def _fresh(self, seed: int) -> nn.Module:
-        return self.recipe.build_model(seed)
+        return self.recipe.build_model(seed, self._classes)
 
     def _write(self, around: Surroundings, status: str, reason: str, started: datetime) -> None:
         epochs = around.log["epochs"]
@@ -224,7 +243,7 @@ class Run:
             "started": started.isoformat(timespec="seconds"),
             "seconds": (datetime.now(UTC) - started).total_seconds(),
             "seconds_per_epoch": seconds[len(seconds) // 2] if seconds else None,
-            **environment(), **around.log,
+            "test_from": around.data.test_from, **environment(), **around.log,
         })  # fmt: skip
         write(result, self.folder)
 

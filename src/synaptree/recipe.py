@@ -10,9 +10,11 @@ from torch import nn
 
 from synaptree import methods
 from synaptree.core.errors import OptionError, unknown
+from synaptree.stages import StageTable, programme_stages
 from synaptree.train import zoo
-from synaptree.train.data import SETS
 from synaptree.train.loop import TrainOptions
+from synaptree.train.programme import Measure
+from synaptree.train.sources import source
 
 __all__ = ["CONTROLS", "Recipe", "find_recipe", "load_recipe"]
 
@@ -23,6 +25,7 @@ CONTROLS = {
     "random": "random connections go, at the method's own density in every layer",
     "shuffled": "the method's masks, dealt out anew within each layer",
     "reinitialised": "the method's masks, on new initial weights",
+    "rewound": "the method's masks, on the weights it started from",
 }
 """What a method is compared with; each at the same density, data, seeds and epochs."""
 
@@ -59,6 +62,10 @@ class Recipe(Part):
         method: registered name; `method_options` are its own.
         rounds: how often it acts, and what happens between.
         retrain: how the network is trained after each edit; what is left out is as in `dense`.
+        programme: the stages the network goes through, in place of rounds; see `synaptree.stages`. Round 0
+            is the first, dense and trained.
+        sweep: an option of a method that acts in training -> its values: each is a round of its own, trained
+            from the initial weights.
         controls: name -> "all" (edited round by round like the method) or the rounds at which a dense
             network is brought to the method's density at once; an empty list leaves a base's control out.
     """
@@ -77,6 +84,8 @@ class Recipe(Part):
     method_options: dict[str, Any] = {}
     rounds: Rounds = Rounds.model_validate({})
     retrain: dict[str, Any] = {}
+    programme: tuple[StageTable, ...] | None = None
+    sweep: dict[str, tuple[Any, ...]] | None = None
     controls: dict[str, Literal["all"] | tuple[int, ...]] = {}
 
     @field_validator("model")
@@ -87,7 +96,11 @@ class Recipe(Part):
     @field_validator("data")
     @classmethod
     def _known_data(cls, name: str) -> str:
-        return _known("data set", name, SETS)
+        try:
+            source(name)
+        except OptionError as error:
+            raise ValueError(str(error)) from None
+        return name
 
     @field_validator("method")
     @classmethod
@@ -117,14 +130,51 @@ class Recipe(Part):
                     raise ValueError(f"controls.{name} asks for round {index}; there are rounds 1 to {self.count}")
         return self
 
+    @model_validator(mode="after")
+    def _the_programme_is_valid(self) -> Self:
+        if self.programme is not None and self.sweep is not None:
+            raise ValueError("a recipe has a programme or a sweep, not both")
+        if self.programme is not None:
+            try:
+                _ = programme_stages(self.programme, self.dense)
+            except ValidationError as error:
+                raise ValueError("; ".join(_explain(part, "programme") for part in error.errors())) from None
+        for option, values in (self.sweep or {}).items():
+            if len(self.sweep or {}) > 1 or not values or not self._acts_in_training:
+                raise ValueError(f"sweep.{option}: wanted values of one option of a method that acts in training")
+        return self
+
+    @property
+    def _acts_in_training(self) -> bool:
+        return methods.build(self.method, **self.method_options).acts_in_training
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """The method's options, for each point of the sweep."""
+        swept = [{option: value} for option, values in (self.sweep or {}).items() for value in values]
+        return [self.method_options | point for point in swept or [{}]]
+
     @property
     def count(self) -> int:
-        """How many rounds there are: one for a method that acts in training."""
-        return 1 if methods.build(self.method, **self.method_options).acts_in_training else self.rounds.rounds
+        """How many rounds there are after the first: one, or one for each point, for a method that acts in training."""
+        if self.programme is not None:
+            return sum(isinstance(s, Measure) for s in programme_stages(self.programme, self.dense)) - 1
+        return len(self.points) if self._acts_in_training else self.rounds.rounds
 
-    def build_model(self, seed: int) -> nn.Module:
-        """Return a new network, with initial weights from `seed`."""
-        return zoo.build(self.model, seed=seed, **{"classes": SETS[self.data].classes, **self.model_options})
+    def config(self) -> dict[str, Any]:
+        """Return what decides what a run does, as plain JSON; keys that came later are left out where unused."""
+        unhashed = {"name", "about", "seconds_per_epoch", "seeds", "controls"}
+        config = self.model_dump(mode="json", exclude=unhashed)
+        for part, later in ((config, ("programme", "sweep")), (config["dense"], ("penalty",))):
+            for key in later:
+                if part[key] is None:
+                    del part[key]
+        return config
+
+    def build_model(self, seed: int, classes: int | None = None) -> nn.Module:
+        """Return a new network, with initial weights from `seed`; its outputs are the classes of the data."""
+        classes = classes or source(self.data).classes or 10  # an image folder says how many when it is read
+        return zoo.build(self.model, seed=seed, **{"classes": classes, **self.model_options})
 
     @property
     def retraining(self) -> TrainOptions:
@@ -167,7 +217,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     config["name"] = Path(path).stem
     try:
         recipe = Recipe.model_validate(config)
-        methods.build(recipe.method, **recipe.method_options)
+        for options in recipe.points:
+            methods.build(recipe.method, **options)
         recipe.build_model(seed=0)
     except ValidationError as error:
         raise OptionError(f"{path}: " + "; ".join(_explain(part) for part in error.errors())) from None

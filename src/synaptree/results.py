@@ -58,6 +58,8 @@ class Round(Record):
     test_accuracy: Share | None = None
     test_errors: list[int] | None = Field(None, description="misclassified test items, ascending")
     test_items: Count | None = Field(None, description="size of the test set; needed beside test_errors")
+    published_accuracy: Share | None = Field(None, description="on the part at hand of an incomplete published test set")
+    published_items: Count | None = Field(None, description="size of that part")
     parameters: Count = Field(description="weights and biases, without batch norm")
     parameters_alive: Count
     weights: Count
@@ -67,6 +69,9 @@ class Round(Record):
     macs_alive: Count | None = None
     bytes: Count | None = Field(None, description="size of the packed model file on disk")
     notes: list[str] = []
+    stage: str = Field("", description="name of the stage that ended with it, where the programme names stages")
+    born: Count | None = Field(None, description="connections born since the round before")
+    died: Count | None = Field(None, description="connections that died since the round before")
 
     @model_validator(mode="after")
     def _errors_belong_to_items(self) -> Self:
@@ -94,6 +99,7 @@ class Result(Record):
     versions: dict[str, str]
     hardware: dict[str, Any]
     threads: Count
+    test_from: str | None = Field(None, description="where the test set comes from")
     status: Literal["done", "interrupted", "failed"]
     reason: str | None = Field(None, description="why the run was interrupted or failed")
     started: str = Field(description="UTC, ISO 8601")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from synaptree.core.errors import OptionError, ShapeError
 from synaptree.train.data import Dataset, Split, batches, crop_flip, derive, download, load, sample, verify
+from synaptree.train.zoo import build
 
 
 @pytest.fixture
@@ -115,6 +116,19 @@ def test_images_with_another_number_of_channels_are_refused(numbered: Dataset) -
         numbered.normalise(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
 
 
+def test_rows_of_a_table_are_standardised_feature_by_feature() -> None:
+    rows = Split(torch.tensor([[1, 20], [3, 40]], dtype=torch.uint8), torch.tensor([0, 1]))
+    data = Dataset("table", rows, rows, rows, 2, mean=(2.0, 30.0), std=(1.0, 5.0), scale=1.0)
+    x, y = next(batches(data, rows, 2, seed=0, epoch=0, shuffle=False))
+    assert x.tolist() == [[-1.0, -2.0], [1.0, 2.0]]
+    assert y.tolist() == [0, 1]
+    assert build("mlp", inputs=2, hidden=(3,), classes=2)(x).shape == (2, 2)
+    with pytest.raises(ShapeError, match=r"table: rows must be \(n, 2\), got \(2, 3\)"):
+        data.normalise(torch.zeros(2, 3, dtype=torch.uint8))
+    with pytest.raises(OptionError, match="augment must be 'none' for table, which holds no images, got 'crop_flip'"):
+        batches(data, rows, 2, seed=0, epoch=0, augment="crop_flip")
+
+
 def test_every_augmented_image_is_a_window_of_the_padded_one_mirrored_half_of_the_time() -> None:
     torch.manual_seed(0)
     x = torch.randint(1, 256, (200, 2, 6, 5), dtype=torch.uint8)
@@ -201,3 +215,26 @@ def test_the_published_sets_are_read_whole(name: str, sizes: list[int | None], p
         assert len(part.y) == (size or (10_000 if data.test_published is None else 5_000))
         assert part.y.unique().tolist() == list(range(10))
     assert pixel_sum is None or int(data.test.x.sum(dtype=torch.int64)) == pixel_sum
+
+
+@pytest.mark.needs_data
+@pytest.mark.parametrize(
+    ("name", "classes", "sizes", "first", "total"),
+    # how many are an A or a 0, and the sum of all features
+    [
+        ("letter", 26, [14_000, 2_000, 4_000], 789, 1_896_149),
+        ("pendigits", 10, [7_794, 1_000, 2_198], 1143, 8_918_653),
+    ],
+)
+def test_the_published_tables_are_read_whole(
+    name: str, classes: int, sizes: list[int], first: int, total: int
+) -> None:
+    root = Path(os.environ.get("SYNAPTREE_DATA", "data"))
+    if any(s.state != "ok" for s in verify(name, root)):
+        pytest.skip(f"{name} is not laid out under {root} (set SYNAPTREE_DATA)")
+    data = load(name, root)
+    parts = data.train, data.validation, data.test
+    assert [len(part.y) for part in parts] == sizes
+    assert all(part.y.unique().tolist() == list(range(classes)) for part in parts)
+    assert sum(int((part.y == 0).sum()) for part in parts) == first
+    assert sum(int(part.x.long().sum()) for part in parts) == total

@@ -5,6 +5,7 @@ import sys
 import tarfile
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -89,6 +90,55 @@ def cifar(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     )
     monkeypatch.setitem(SETS, "tiny", known)
     return content
+
+
+@pytest.fixture
+def cifar_100(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """A set "tiny" in CIFAR-100's form: each record begins with a coarse class of 9 and then the class."""
+    content = {}
+    for name, n in (("train.bin", 6), ("test.bin", 3)):
+        records = np.frombuffer(tiny_cifar(n), np.uint8).reshape(n, 13)
+        content[name] = np.concatenate([np.full((n, 1), 9, np.uint8), records], axis=1).tobytes()
+    known = Source(
+        "records", (3, 2, 2), 2, 2, "none", folder="batches-bin", url="http://127.0.0.1:9/", labels=2,
+        files=tuple(file(name, data) for name, data in content.items()),
+        archive=file("tiny.tar.gz", packed(content)),
+    )
+    monkeypatch.setitem(SETS, "tiny", known)
+    return content
+
+
+def table(rows: np.ndarray) -> bytes:
+    """A published table: a line of names, then the rows, as decimals, the class last."""
+    text = io.StringIO()
+    np.savetxt(text, rows, fmt="%.1f", delimiter="\t", header="a\tb\ttarget", comments="")
+    return gzip.compress(text.getvalue().encode(), mtime=0)
+
+
+def known_table(monkeypatch: pytest.MonkeyPatch, root: Path, rows: np.ndarray) -> None:
+    """Lay a set "tiny" out, a table of two features and two classes."""
+    known = Source(
+        "table", (2,), 2, 2, "none", folder="tabular", files=(file("tiny.tsv.gz", table(rows)),),
+        scale=1.0, mean=(), std=(),
+    )
+    monkeypatch.setitem(SETS, "tiny", known)
+    lay_out(root / "tabular", {"tiny.tsv.gz": table(rows)})
+
+
+@pytest.fixture
+def folders(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """A set "tiny" in Tiny-ImageNet's form, not yet there; its archive by name."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("tiny-2/train/n01/images/n01_0.JPEG", b"an image")
+        archive.writestr("tiny-2/val/images/val_0.JPEG", b"another")
+        archive.writestr("tiny-2/val/val_annotations.txt", b"val_0.JPEG\tn01\n")
+    known = Source(
+        "folders", (3, 2, 2), 1, None, "none", folder="tiny-2", url="http://127.0.0.1:9/", test_folder="val",
+        archive=file("tiny-2.zip", stream.getvalue()),
+    )
+    monkeypatch.setitem(SETS, "tiny", known)
+    return {"tiny-2.zip": stream.getvalue()}
 
 
 class Server:
@@ -261,6 +311,117 @@ def test_the_training_images_are_the_same_with_and_without_the_published_test_se
     assert partial.test_published is not None
     assert partial.test_published.x[:, 0, 0, 0].tolist() == [50, 51]
     assert [state.state for state in verify("tiny", tmp_path)] == ["ok", "ok", "missing", "ok"]
+
+
+def test_the_class_of_a_cifar_100_record_is_its_second_byte(cifar_100: dict[str, bytes], tmp_path: Path) -> None:
+    lay_out(tmp_path / "batches-bin", cifar_100)
+    data = load("tiny", tmp_path, validation=0)
+    assert data.train.y.tolist() == [0, 1, 0, 1, 0, 1]
+    assert data.train.x[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert data.test.x[:, :, 1, 1].tolist() == [[0, 100, 200], [1, 100, 200], [2, 100, 200]]
+    assert data.test_from == "the published test set"
+
+
+def test_without_spare_images_the_published_test_set_is_needed(
+    cifar_100: dict[str, bytes], tmp_path: Path
+) -> None:
+    lay_out(tmp_path / "batches-bin", {"train.bin": cifar_100["train.bin"]})
+    with pytest.raises(DataError, match=r"batches-bin/test\.bin is missing"):
+        load("tiny", tmp_path)
+
+
+def test_cifar_100_is_fetched_as_one_archive(
+    cifar_100: dict[str, bytes], tmp_path: Path, server: Server
+) -> None:
+    server.content = {"tiny.tar.gz": packed(cifar_100)}
+    download("tiny", tmp_path, mirror=server.url)
+    assert [state.state for state in verify("tiny", tmp_path)] == ["ok", "ok"]
+    assert load("tiny", tmp_path).test.y.tolist() == [0, 1, 0]
+
+
+def test_a_table_is_split_once_and_for_all_with_each_class_in_its_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # classes are numbered in their order, from whatever they begin with: 3 and 7
+    rows = np.array([[n, 100 + n % 3, 7 if n % 2 else 3] for n in range(20)])
+    known_table(monkeypatch, tmp_path, rows)
+    data = load("tiny", tmp_path)
+    parts = [data.train, data.validation, data.test]
+    assert [part.x.shape for part in parts] == [(14, 2), (2, 2), (4, 2)]
+    assert [part.y.bincount().tolist() for part in parts] == [[7, 7], [1, 1], [2, 2]]
+    found = torch.cat([torch.cat([part.x.long(), part.y[:, None]], 1) for part in parts])
+    assert sorted(found.tolist()) == [[n, 100 + n % 3, n % 2] for n in range(20)]
+    assert load("tiny", tmp_path, split_seed=1).test.x.equal(data.test.x)
+    assert data.test_from == "4 of the 20 rows, each class in its share"
+
+
+def test_the_columns_of_a_table_are_standardised_by_what_is_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known_table(monkeypatch, tmp_path, np.array([[n, 255 - n, n % 2] for n in range(20)]))
+    data = load("tiny", tmp_path)
+    assert data.train.x.dtype == torch.uint8
+    x = data.normalise(data.train.x)
+    torch.testing.assert_close(x.mean(0), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(x.std(0, correction=0), torch.ones(2))
+    assert data.mean[0] == data.train.x[:, 0].double().mean().item()
+
+
+@pytest.mark.parametrize(("row", "why"), [
+    ([0.5, 1, 0], "wanted rows of 2 whole numbers in 0..255 and a class"),
+    ([256, 1, 0], "wanted rows of 2 whole numbers in 0..255 and a class"),
+    ([-1, 1, 0], "wanted rows of 2 whole numbers in 0..255 and a class"),
+    ([float("nan"), 1, 0], "wanted rows of 2 whole numbers in 0..255 and a class"),
+    ([1, 1, 2], "3 classes where there are 2"),
+])
+def test_a_table_that_holds_something_else_is_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: list[float], why: str
+) -> None:
+    known_table(monkeypatch, tmp_path, np.array([[1, 1, 0], [2, 2, 1], row]))
+    with pytest.raises(DataError, match=rf"tiny\.tsv\.gz is damaged \({why}"):
+        load("tiny", tmp_path)
+
+
+def test_a_table_of_another_width_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known_table(monkeypatch, tmp_path, np.array([[1, 1, 1, 0], [2, 2, 2, 1]]))
+    with pytest.raises(DataError, match="wanted rows of 2 whole numbers"):
+        load("tiny", tmp_path)
+
+
+def test_an_archive_of_folders_is_fetched_once_and_unpacked_whole(
+    folders: dict[str, bytes], tmp_path: Path, server: Server
+) -> None:
+    server.content = folders
+    download("tiny", tmp_path, mirror=server.url)
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in files_under(tmp_path))
+    assert names == [
+        f"tiny/tiny-2/{name}"
+        for name in ("train/n01/images/n01_0.JPEG", "val/images/val_0.JPEG", "val/val_annotations.txt")
+    ]
+    download("tiny", tmp_path, mirror=server.url)
+    assert server.asked == ["tiny-2.zip"]
+    assert verify("tiny", tmp_path) == []
+
+
+def test_folders_that_are_half_there_are_not_overwritten(
+    folders: dict[str, bytes], tmp_path: Path, server: Server
+) -> None:
+    server.content = folders
+    lay_out(tmp_path / "tiny/tiny-2/train/n01", {"mine.JPEG": b"mine"})
+    with pytest.raises(DataError, match=r"tiny/tiny-2 is there, but lacks train or val; move it out of the way"):
+        download("tiny", tmp_path, mirror=server.url)
+    assert server.asked == []
+    assert [path.read_bytes() for path in files_under(tmp_path)] == [b"mine"]
+
+
+def test_a_damaged_archive_of_folders_leaves_nothing(
+    folders: dict[str, bytes], tmp_path: Path, server: Server
+) -> None:
+    server.content = {"tiny-2.zip": folders["tiny-2.zip"][:-1] + b"?"}
+    with pytest.raises(DataError, match=r"tiny-2\.zip could not be fetched"):
+        download("tiny", tmp_path, mirror=server.url)
+    assert files_under(tmp_path) == []
+    assert not (tmp_path / "tiny/tiny-2").exists()
 
 
 def test_a_download_is_complete_verified_and_made_once(

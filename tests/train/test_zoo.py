@@ -3,6 +3,7 @@ import torch
 from torch import fx, nn
 
 from synaptree.core.errors import OptionError
+from synaptree.graph.read import read
 from synaptree.graph.shortcut import Shortcut
 from synaptree.measure.count import count
 from synaptree.train.zoo import MODELS, build
@@ -24,6 +25,26 @@ PARAMETERS = [
     ("resnet20", 100, 275_572, 273_764),
     ("resnet56", 100, 858_868, 854_372),
 ]
+# 3x3 convolutions hold 9 weights for each pair of maps, norm layers two numbers for each map.
+CONV_WEIGHTS = [
+    # 9 x (3 64 + 64 64 + 64 128 + 128 128 + 128 256 + 3 256 256 + 256 512 + 7 512 512) = 9 x 2,224,320
+    # norm: 2 x (2 64 + 2 128 + 4 256 + 8 512) = 11,008; linear: 512 10 + 10
+    ("vgg19_slim", 20_018_880, 11_008, 5_130),
+    # two pairs of 512 maps, one of 256 and so three layers less: 9 x 1,634,496; norm: 2 x 4,224
+    ("vgg16_slim", 14_710_464, 8_448, 5_130),
+    # 9 x (3 16 + 16 16 + 16 32 + 32 32 + 32 64 + 64 64 + 64 128 + 128 128) = 9 x 32,560; norm: 4 x 240
+    ("vgg_small", 293_040, 960, 1_290),
+    # 9 x (3 16 + 16 16 + 16 48 + 48 48) = 9 x 3,376; norm: 4 x 64; linear: 48 8 8 = 3072, 3072 256 + 256 + 2570
+    ("cnn_fc", 30_384, 256, 789_258),
+    # stem 9 x 3 64; stage 1: 9 x 4 64 64; then 9 x (w/2 w + 3 w w) and w/2 w of the 1x1 shortcut, w = 128, 256, 512:
+    # 1,728 + 147,456 + (516,096 + 8,192) + (2,064,384 + 32,768) + (8,257,536 + 131,072)
+    # norm: 2 x (64 + 4 64 + 5 (128 + 256 + 512))
+    ("resnet18", 11_159_232, 9_600, 5_130),
+    # A block that begins with m maps: 9 x 12 x (m + (m + 12) + ... + (m + 132)) = 108 (12 m + 792), m = 24, 168, 312;
+    # stem 9 x 3 24; transitions 168 168 and 312 312: 648 + 116,640 + 303,264 + 489,888 + 28,224 + 97,344
+    # norm: 2 x (3 792 + 12 (24 + 168 + 312) + 168 + 312 + 456); linear: 456 10 + 10
+    ("densenet40", 1_036_008, 18_720, 4_570),
+]
 FC_PARAMETERS = [
     ("lenet5", 10, 405_510), ("vgg_like", 10, 267_786), ("vgg11", 10, 530_442), ("vgg13", 100, 576_612),
     ("resnet20", 10, 650), ("resnet20", 100, 6_500),
@@ -42,6 +63,38 @@ def test_parameter_counts_are_the_published_ones(name, classes, total, counted):
 def test_fully_connected_layers_have_the_published_size(name, classes, fc):
     layers = count(build(name, classes=classes)).layers
     assert sum(x.weights + x.biases for x in layers if x.kind == "Linear") == fc
+
+
+@pytest.mark.parametrize(("name", "conv", "norm", "fc"), CONV_WEIGHTS)
+def test_networks_without_biases_have_the_sizes_worked_out_by_hand(name, conv, norm, fc):
+    result = count(build(name))
+    assert sum(x.weights for x in result.layers if x.kind == "Conv2d") == conv
+    assert result.parameters(norm=True) == conv + norm + fc
+    assert not any(m.bias is not None for m in build(name).modules() if isinstance(m, nn.Conv2d))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_graph_holds_every_layer_with_weights(name):
+    model = build(name)
+    graph = read(model, torch.rand(2, *MODELS[name].input_shape))
+    layers = {n for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    assert {node.module for node in graph.nodes if node.op in ("conv", "linear")} == layers
+    others = [node.module for node in graph.nodes if node.op == "other"]
+    assert others == ([] if any(node.op == "conv" for node in graph.nodes) else ["flatten"])  # pixels are no channels
+
+
+@pytest.mark.parametrize("name", ["vgg16_slim", "vgg_small", "resnet20", "resnet18", "densenet40"])
+def test_networks_that_end_in_the_mean_of_each_map_take_larger_images(name):
+    with torch.no_grad():
+        assert build(name, classes=3).eval()(torch.rand(1, 3, 48, 64)).shape == (1, 3)
+
+
+def test_the_mean_of_each_map_is_all_that_the_linear_layer_of_a_slim_network_sees():
+    model = build("vgg_small").eval()
+    x = torch.rand(2, 3, 32, 32)
+    maps = model[: list(dict(model.named_children())).index("pool4")](x)
+    assert maps.shape == (2, 128, 4, 4)
+    torch.testing.assert_close(model(x), model.fc1(maps.mean((2, 3))))
 
 
 class Tracer(fx.Tracer):
@@ -115,6 +168,37 @@ def test_a_block_without_convolution_weights_hands_its_positive_input_on():
     assert torch.equal(block(x), x)
 
 
+def test_only_the_blocks_of_resnet18_that_widen_have_a_shortcut_with_weights():
+    shortcuts = {n: m for n, m in build("resnet18").named_modules() if n.endswith(".shortcut")}
+    assert [isinstance(m, Shortcut) for m in shortcuts.values()] == [True, True, False, True, False, True, False, True]
+    conv = shortcuts["stage2.block1.shortcut"].conv
+    assert (conv.weight.shape, conv.stride) == ((128, 64, 1, 1), (2, 2))
+
+
+def test_the_large_stem_quarters_images_before_the_first_stage():
+    small, large = build("resnet18"), build("resnet18", stem="large")
+    x = torch.rand(1, 3, 64, 64)
+    before = [nn.Sequential(*list(m)[: list(dict(m.named_children())).index("stage1")])(x) for m in (small, large)]
+    assert [maps.shape for maps in before] == [(1, 64, 64, 64), (1, 64, 16, 16)]
+    # 7x7 in place of 3x3 filters on three colours
+    assert count(large).parameters() - count(small).parameters() == 64 * 3 * (49 - 9)
+
+
+def test_a_dense_layer_puts_its_maps_after_those_it_was_given():
+    layer = build("densenet40").block2.layer3
+    x = torch.rand(1, 168 + 24, 4, 4)
+    y = layer(x)
+    assert y.shape == (1, 168 + 36, 4, 4)
+    assert torch.equal(y[:, :192], x)
+    assert torch.equal(y[:, 192:], layer.conv(layer.relu(layer.bn(x))))
+
+
+def test_vgg_small_takes_linear_layers_before_its_last():
+    names = list(dict(build("vgg_small", hidden=(20, 30)).named_children()))
+    assert names[names.index("flatten"):] == ["flatten", "fc1", "relu9", "fc2", "relu10", "fc3"]
+    assert [m.out_features for m in build("vgg_small", hidden=(20, 30)) if isinstance(m, nn.Linear)] == [20, 30, 10]
+
+
 def test_an_mlp_takes_any_widths_even_none():
     assert count(build("mlp", inputs=4, hidden=[3, 2], classes=2)).parameters() == 15 + 8 + 6
     assert count(build("mlp", inputs=4, hidden=(), classes=2)).parameters() == 10
@@ -132,6 +216,10 @@ def test_the_card_shows_the_options_with_the_defaults_that_build_uses():
     ("mlp", {"hiden": (3,)}, "unknown option of mlp 'hiden'; did you mean 'hidden'"),
     ("vgg16", {"hidden": (3,)}, "unknown option of vgg16 'hidden'. Known: classes, seed"),
     ("lenet5", {"classes": 0}, "classes must be a whole number of at least 1, got 0"),
+    ("vgg_small", {"hidden": (0,)}, "a width in hidden must be a whole number of at least 1, got 0"),
+    ("resnet18", {"stem": "huge"}, "unknown stem 'huge'. Known: large, small"),
+    ("resnet20", {"stem": "small"}, "unknown option of resnet20 'stem'"),
+    ("cnn_fc", {"hidden": (3,)}, "unknown option of cnn_fc 'hidden'"),
     ("mlp", {"inputs": 2.5}, "inputs must be a whole number of at least 1, got 2.5"),
     ("mlp", {"hidden": (3, -1)}, "a width in hidden must be a whole number of at least 1, got -1"),
     ("mlp", {"hidden": 3}, "hidden must be a list of layer widths, such as .*, got 3"),

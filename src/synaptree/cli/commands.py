@@ -127,17 +127,35 @@ def results(
     json: Annotated[bool, typer.Option("--json", help="Every round, as JSON.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
     all_rounds: AllRounds = False,
+    learning: Annotated[bool, typer.Option("--learning", help="How fast each round learned beside dense.")] = False,
+    stages: Annotated[bool, typer.Option("--stages", help="What each stage left: born, died, density.")] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="RECIPE", help="The other recipes beside this one, seed by seed; or METHOD/RECIPE."),
+    ] = None,
 ) -> None:
-    """Compare methods and controls by the results they left."""
-    from synaptree.cli.show import show_results
+    """Compare methods and controls by the results they left.
+
+    --learning, --stages and --against show every round.
+    """
+    from synaptree.cli.show import show_against, show_learning, show_results, show_stages
     from synaptree.report.comparison import as_json, summary
     from synaptree.results import read
+
+    if learning + stages + (against is not None) > 1:
+        raise OptionError("--learning, --stages and --against are tables of their own; ask for one of them")
 
     where = places or [Path("results")]
     found = read(where) if places or where[0].exists() else []
     if not found:
         raise DataError(f"no result files in {', '.join(map(str, where))}; `synaptree run` writes them")
-    if json:
+    if learning:
+        show_learning(Console(), found, json=json, markdown=markdown)
+    elif stages:
+        show_stages(Console(), found, json=json, markdown=markdown)
+    elif against is not None:
+        show_against(Console(), found, against, json=json, markdown=markdown)
+    elif json:
         sys.stdout.write(as_json(summary(found)) + "\n")
     else:
         show_results(Console(), found, all_rounds=all_rounds, markdown=markdown)

@@ -89,7 +89,7 @@ def _one(run: Run, number: int, display: Display, data: Path | None, stop: Calla
 
     for index, stage in enumerate(run.run(data, resume=True, stop=stop, watch=watch)):
         if index == 0:
-            display.begin(number, run.title, run.recipe.rounds.rounds, len(run.log["rounds"]))
+            display.begin(number, run.title, run.recipe.count, len(run.log["rounds"]))
             if resumed:
                 display.say(f"{run.title}: goes on from update {run.network.step} (--fresh starts over)")
         watch(stage, None)

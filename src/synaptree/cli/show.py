@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any, Protocol
 
 import typer
 from rich import box
@@ -14,12 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from synaptree.core.errors import DataError, OptionError, unknown
-from synaptree.report import comparison
+from synaptree.report import comparison, paired
+from synaptree.report import learning as speed
+from synaptree.report import stages as development
 from synaptree.results import Result
 from synaptree.train import download as sets
+from synaptree.train.sources import class_names
 
 __all__ = [
-    "download_data", "show_data", "show_method", "show_methods", "show_models", "show_results", "verify_data",
+    "download_data", "show_against", "show_data", "show_learning", "show_method", "show_methods", "show_models",
+    "show_results", "show_stages", "verify_data",
 ]  # fmt: skip
 
 MARGINS = {"cifar10": 0.5, "digits": 1.0}
@@ -44,6 +49,51 @@ def show_results(
         else:
             console.print()
             console.print(comparison.table(rows, margin))
+
+
+def show_learning(console: Console, results: Sequence[Result], *, json: bool = False, markdown: bool = False) -> None:
+    """Print how fast each round learned beside dense."""
+    _show(console, speed, speed.learning(results), json=json, markdown=markdown)
+
+
+def show_stages(console: Console, results: Sequence[Result], *, json: bool = False, markdown: bool = False) -> None:
+    """Print what each stage left behind."""
+    _show(console, development, development.stages(results), json=json, markdown=markdown)
+
+
+def show_against(
+    console: Console, results: Sequence[Result], other: str, *, json: bool = False, markdown: bool = False
+) -> None:
+    """Print how the recipes among the results differ from one of them, seed by seed.
+
+    Raises:
+        OptionError: nobody knows the recipe, or nothing can be compared with it.
+    """
+    _show(console, paired, paired.against(results, other), json=json, markdown=markdown)
+
+
+class Tables(Protocol):
+    """A module that makes tables of its own rows."""
+
+    def table(self, rows: Any) -> Table:
+        """Return them for the terminal."""
+
+    def markdown(self, rows: Any) -> str:
+        """Return them as Markdown."""
+
+
+def _show(console: Console, kind: Tables, rows: Sequence[Any], *, json: bool, markdown: bool) -> None:
+    """Print rows: as JSON all in one, else a table for each recipe and method."""
+    if json:
+        typer.echo(comparison.as_json(rows))
+        return
+    for _, together in groupby(rows, key=lambda row: (row.name, row.method)):
+        group = list(together)
+        if markdown:
+            typer.echo(kind.markdown(group))
+        else:
+            console.print()
+            console.print(kind.table(group))
 
 
 def show_methods() -> None:
@@ -111,12 +161,19 @@ def show_models() -> None:
 def show_data(name: str | None, root: Path | None) -> None:
     """Print the data sets and whether their files are there, without reading them."""
     for known in _names(name):
-        source, folder = sets.SETS[known], sets.directory(known, root)
-        paths = [sets.locate(folder, file) for file in source.files]
-        there = sum(path.exists() and path.stat().st_size == file.bytes for path, file in paths)
-        state = f"{there} of {len(paths)} files in {folder}" if paths else "part of scikit-learn"
+        source = sets.source(known)
+        shape, classes = " x ".join(map(str, source.shape)), f"{source.classes} classes" if source.classes else ""
         # no table, which would break the paths
-        typer.echo(f"{known:14} {' x '.join(map(str, source.shape)):12} {source.classes} classes  {state}")
+        typer.echo(f"{known:14} {shape:12} {classes:11}  {_there(source, sets.directory(known, root))}")
+
+
+def _there(source: sets.Source, folder: Path) -> str:
+    """Return how much of a data set is in its folder."""
+    if source.format == "folders":
+        return f"{len(class_names(folder))} class folders in {folder}"
+    paths = [sets.locate(folder, file) for file in source.files]
+    there = sum(path.exists() and path.stat().st_size == file.bytes for path, file in paths)
+    return f"{there} of {len(paths)} files in {folder}" if paths else "part of scikit-learn"
 
 
 def verify_data(name: str | None, root: Path | None) -> None:
@@ -129,6 +186,9 @@ def verify_data(name: str | None, root: Path | None) -> None:
     wrong = 0
     for known in _names(name):
         states, folder = sets.verify(known, root), sets.directory(known, root)
+        if sets.source(known).format == "folders":
+            wrong += _images_fail(known, root, needed=name is not None)
+            continue
         if states and all(state.state == "missing" for state in states) and name is None:
             typer.echo(f"{known}: not there ({folder})")
             continue
@@ -141,6 +201,24 @@ def verify_data(name: str | None, root: Path | None) -> None:
             typer.echo(f"{known}: ok: part of scikit-learn")
     if wrong:
         raise DataError(f"{wrong} file(s) damaged or missing; `synaptree data download NAME` fetches them anew")
+
+
+def _images_fail(name: str, root: Path | None, *, needed: bool) -> bool:
+    """Read all images of a set, which have no published checksums; say how that went, and return whether it failed."""
+    from synaptree.train.data import load
+
+    folder = sets.directory(name, root)
+    if not needed and not class_names(folder):
+        typer.echo(f"{name}: not there ({folder})")
+        return False
+    try:
+        data = load(name, root, validation=0)
+    except DataError as error:
+        typer.echo(str(error))
+        return True
+    images = len(data.train.y) + len(data.test.y)
+    typer.echo(f"{name}: ok: all {images} images of {data.classes} classes can be read: {folder}")
+    return False
 
 
 def download_data(name: str | None, root: Path | None, mirror: str | None) -> None:
@@ -157,9 +235,10 @@ def download_data(name: str | None, root: Path | None, mirror: str | None) -> No
 
 
 def _names(name: str | None) -> list[str]:
-    if name is not None and name not in sets.SETS:
-        raise unknown("data set", name, sets.SETS)
-    return list(sets.SETS) if name is None else [name]
+    if name is None:
+        return list(sets.SETS)
+    sets.source(name)  # raises for one that nobody knows
+    return [name]
 
 
 def _table(*columns: str) -> Table:

@@ -13,7 +13,7 @@ from torch import Tensor
 from synaptree.core.errors import OptionError, unknown
 from synaptree.core.structure import counts_of_largest
 
-__all__ = ["Allocation", "ErdosRenyi", "Global", "Room", "Table", "Uniform", "allocation", "check_density"]
+__all__ = ["Allocation", "ErdosRenyi", "Global", "Present", "Room", "Table", "Uniform", "allocation", "check_density"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,21 @@ class Uniform:
 
     def __call__(self, density: float, parts: Sequence[Room]) -> list[int]:
         return _apportion([density * part.connections for part in parts], density, parts)
+
+
+@dataclass(frozen=True)
+class Present:
+    """Each layer in proportion to the connections it has at present; a score of `-inf` marks one it has not.
+
+    >>> score = torch.tensor([1.0, 2.0, -torch.inf, -torch.inf])
+    >>> Present()(0.25, [Room("a", (4, 1), 4, torch.ones(4)), Room("b", (4, 1), 4, score)])
+    [1, 1]
+    """
+
+    def __call__(self, density: float, parts: Sequence[Room]) -> list[int]:
+        alive = [int((part.score > -torch.inf).sum()) for part in parts]
+        share = density * sum(part.connections for part in parts) / max(1, sum(alive))
+        return _apportion([min(1.0, share) * n for n in alive], density, parts)
 
 
 @dataclass(frozen=True)
@@ -101,7 +116,7 @@ class Table:
         return counts
 
 
-Allocation = Uniform | ErdosRenyi | Global | Table
+Allocation = Uniform | Present | ErdosRenyi | Global | Table
 
 
 def _apportion(wanted: list[float], density: float, parts: Sequence[Room]) -> list[int]:
@@ -115,11 +130,13 @@ def _apportion(wanted: list[float], density: float, parts: Sequence[Room]) -> li
     return counts
 
 
-_NAMED: Mapping[str, Allocation] = {"uniform": Uniform(), "erdos_renyi": ErdosRenyi(), "global": Global()}
+_NAMED: Mapping[str, Allocation] = {
+    "uniform": Uniform(), "present": Present(), "erdos_renyi": ErdosRenyi(), "global": Global(),
+}  # fmt: skip
 
 
 def allocation(wanted: str | Mapping[str, float]) -> Allocation:
-    """Return the allocation called "uniform", "erdos_renyi" or "global", or the table of densities per layer.
+    """Return the allocation of that name ("uniform", "present", "erdos_renyi", "global"), or the table of densities.
 
     >>> allocation("global")
     Global()

@@ -1,8 +1,9 @@
 """The seam between a topology and any training loop: the optimizer's own step hooks."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
-from weakref import ref
+from weakref import finalize, ref
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 from synaptree.core.errors import AttachError, CheckpointError
 from synaptree.core.layer import Layer, layers_of, unwrapped
 from synaptree.core.method import Method, Site
-from synaptree.core.probe import Probe
+from synaptree.core.probe import Hook, Probe
 from synaptree.core.rule import Group, Part
 from synaptree.core.signal import View
 from synaptree.core.topology import Delta, Topology
 
-__all__ = ["Attached", "attach", "groups_of", "one_pass", "views_of"]
+__all__ = ["Attached", "attach", "groups_of", "inner_optimizer", "one_pass", "views_of"]
 
 _owners: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """Parameter -> weak reference to the Attached that masks it, so that two cannot fight over one."""
@@ -109,6 +110,7 @@ class Attached:
         self.inputs: list[Tensor] = []
         self._hooks: list[Any] = []
         self._probe = Probe(layers, method.watch if method else {}, training=True)
+        finalize(self, _let_go, self._probe, self._hooks)
         self._start_signals()
         self.rebind(optimizer)
         topology.apply(model)
@@ -126,7 +128,7 @@ class Attached:
             AttachError: the optimizer makes several updates per step (LBFGS), or holds none of the
                 masked parameters.
         """
-        inner = _inner(optimizer)
+        inner = inner_optimizer(optimizer)
         if isinstance(inner, torch.optim.LBFGS):
             raise AttachError(
                 "LBFGS changes weights many times within one step(), out of reach of step hooks; "
@@ -136,19 +138,18 @@ class Attached:
         trained = {name: p for name, p in self._parameters.items() if p.requires_grad}
         if trained and not any(id(p) in held for p in trained.values()):
             raise AttachError(f"the optimizer holds none of the masked parameters ({', '.join([*trained][:3])}, ...)")
-        self._let_go()
+        _let_go(self._probe, self._hooks)
         self._optimizer = ref(inner)
-        self._hooks = [
-            inner.register_step_pre_hook(self._before_step), inner.register_step_post_hook(self._after_step)
-        ]  # fmt: skip
+        self._hooks.append(inner.register_step_pre_hook(self._before_step))
+        self._hooks.append(inner.register_step_post_hook(self._after_step))
         if self._probe.reductions:
             self._probe.__enter__()
         if self.method is not None and self.method.acts_in_training and self.method.edit is not None:
-            self._hooks.append(unwrapped(self.model).register_forward_pre_hook(_Taste(self.inputs)))
+            self._hooks.append(unwrapped(self.model).register_forward_pre_hook(Hook(partial(_taste, self.inputs))))
 
     def detach(self) -> None:
         """Let go of the optimizer; the model stays as it is."""
-        self._let_go()
+        _let_go(self._probe, self._hooks)
         for parameter in self._parameters.values():
             if _owner(parameter) is self:
                 del _owners[parameter]
@@ -250,11 +251,6 @@ class Attached:
                 if state := signal.init(view):
                     self.topology.state.setdefault(f"{name}/{parameter}", state)
 
-    def _let_go(self) -> None:
-        self._probe.__exit__()
-        while self._hooks:
-            self._hooks.pop().remove()
-
     def _free_parameters(self) -> dict[str, nn.Parameter]:
         parameters = dict(self.topology.parameters(self.model))
         for name, parameter in parameters.items():
@@ -297,13 +293,11 @@ def groups_of(layers: Iterable[Layer], method: Method, views: Mapping[str, View]
         scores = {key: signal.read(state[key], views[name]) for key, signal in method.signals.items()}
         return Part(name, topology.masks[name], scores)
 
-    return [
-        Group(
-            layer, part(layer.weight), part(layer.bias) if layer.bias in topology.masks and method.biases else None,
-            topology.rng,
-        )
-        for layer in layers
-    ]  # fmt: skip
+    def group(layer: Layer) -> Group:
+        bias = part(layer.bias) if layer.bias in topology.masks and method.biases else None
+        return Group(layer, part(layer.weight), bias, topology.rng)
+
+    return [group(layer) for layer in layers]
 
 
 def one_pass(site: Site) -> None:
@@ -311,18 +305,16 @@ def one_pass(site: Site) -> None:
     site.edit(site.masks())
 
 
-class _Taste:
-    """The hook that keeps a sample of what flows into the model; its copies keep none."""
+def _let_go(probe: Probe, hooks: list[Any]) -> None:
+    probe.__exit__()
+    while hooks:
+        hooks.pop().remove()
 
-    def __init__(self, inputs: list[Tensor]) -> None:
-        self.inputs = inputs
 
-    def __call__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if model.training and inputs and isinstance(inputs[0], Tensor):
-            self.inputs[:] = [inputs[0][:1].detach()]
-
-    def __reduce__(self) -> tuple[type, tuple[list[Tensor]]]:
-        return _Taste, ([],)
+def _taste(inputs: list[Tensor], model: nn.Module, given: tuple[Any, ...]) -> None:
+    """Keep a sample of what flows into the model."""
+    if model.training and given and isinstance(given[0], Tensor):
+        inputs[:] = [given[0][:1].detach()]
 
 
 def views_of(
@@ -351,7 +343,7 @@ def _owner(parameter: nn.Parameter) -> Attached | None:
     return None if owner is None else owner()
 
 
-def _inner(optimizer: Any) -> Optimizer:
+def inner_optimizer(optimizer: Any) -> Optimizer:
     """Return the torch optimizer inside wrappers such as Accelerate's, whose own hooks never fire."""
     while not hasattr(optimizer, "_optimizer_step_post_hooks") or type(optimizer).__module__.startswith("accelerate"):
         if not hasattr(optimizer, "optimizer"):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import wraps
 from inspect import formatannotation, signature
 from types import UnionType
-from typing import Any, Literal, ParamSpec, Protocol, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, ParamSpec, Protocol, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -22,6 +22,7 @@ __all__ = ["METHODS", "Method", "Site", "build", "method"]
 P = ParamSpec("P")
 
 
+@runtime_checkable
 class Site(Protocol):
     """Where an edit takes place: a `Calibration` outside training, an `Attached` in it.
 

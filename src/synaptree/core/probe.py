@@ -1,6 +1,7 @@
 """Probes: running means of what flows into a layer, collected by hooks that keep no activations."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from synaptree.core.errors import DataError, NumericError
 from synaptree.core.layer import Layer
 
-__all__ = ["Probe", "Reduction", "mean_abs_input"]
+__all__ = ["Hook", "Probe", "Reduction", "mean_abs_input"]
 
 Reduction = Callable[[Layer, Tensor, Tensor], Tensor]
 """`(layer, input, output) -> sum over the samples`, of any shape without the batch axis."""
@@ -40,13 +41,13 @@ class Probe:
     ) -> None:
         self.layers, self.reductions, self.training = layers, reductions, training
         self._sums: dict[str, dict[str, Tensor]] = {layer.name: {} for layer in layers}
-        self._samples: dict[str, int] = dict.fromkeys(self._sums, 0)
         self._dtypes = {layer.name: torch.promote_types(layer.module.weight.dtype, torch.float32) for layer in layers}
         self._hooks: list[Any] = []
 
     def __enter__(self) -> "Probe":
         for layer in self.layers:
-            self._hooks.append(layer.module.register_forward_hook(_Look(self, layer), with_kwargs=True))
+            hook = Hook(partial(self._look, layer))
+            self._hooks.append(layer.module.register_forward_hook(hook, with_kwargs=True))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -61,34 +62,34 @@ class Probe:
         Raises:
             NumericError: a mean is not finite.
         """
-        means = {stat: (total / self._samples[name]).to(self._dtypes[name]) for stat, total in self._sums[name].items()}
+        sums, dtype = dict(self._sums[name]), self._dtypes[name]
+        samples = sums.pop("samples", torch.tensor(0))
+        means = {stat: (total / samples).to(dtype) for stat, total in sums.items()}
         for stat, mean in means.items():
             if not mean.isfinite().all():
                 raise NumericError(
-                    f"layer {name}: {stat} of its input is not finite over {self._samples[name]} samples; "
+                    f"layer {name}: {stat} of its input is not finite over {int(samples)} samples; "
                     "look for NaN or infinity in the data or in the weights before it"
                 )
         return means
 
     def take(self) -> dict[str, dict[str, Tensor]]:
         """Return the sums of each layer, with their number of "samples", and begin anew."""
-        taken = {
-            name: {**sums, "samples": torch.tensor(self._samples[name], dtype=torch.float64)} if sums else {}
-            for name, sums in self._sums.items()
-        }
-        for name in self._sums:
-            self._sums[name], self._samples[name] = {}, 0
+        taken, self._sums = self._sums, {layer.name: {} for layer in self.layers}
         return taken
 
     @torch.no_grad()
-    def look(self, layer: Layer, x: Tensor, y: Tensor) -> None:
-        """Add what the input and output of one call show."""
-        sums = self._sums[layer.name]
+    def _look(
+        self, layer: Layer, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor
+    ) -> None:
+        if self.training and not (module.training and output.requires_grad):
+            return
+        x, sums = next(iter((*inputs, *named.values()))).detach(), self._sums[layer.name]
         rows = x.numel() // max(1, x.shape[-1]) if layer.kind == "linear" else x.shape[0]
-        self._samples[layer.name] += rows
+        sums["samples"] = sums.get("samples", 0) + torch.tensor(rows, dtype=torch.float64)
         for stat, reduce in self.reductions.items():
             # float64, so that the mean does not depend on how samples were cut into batches
-            part = reduce(layer, x.detach(), y.detach()).double()
+            part = reduce(layer, x, output.detach()).double()
             if part.shape != sums.get(stat, part).shape:
                 raise DataError(
                     f"layer {layer.name}: {tuple(x.shape)} came after inputs of other sizes; give batches of one"
@@ -96,19 +97,18 @@ class Probe:
             sums[stat] = sums[stat] + part if stat in sums else part
 
 
-class _Look:
-    """The hook of a probe on one layer; its copies and pickles see nothing."""
+class Hook:
+    """A hook that calls a function; its copies and pickles, in copies of the model, do nothing."""
 
-    def __init__(self, probe: Probe | None = None, layer: Layer | None = None) -> None:
-        self.probe, self.layer = probe, layer
+    def __init__(self, call: Callable[..., None] | None = None) -> None:
+        self.call = call
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
-        watched = self.probe is not None and (not self.probe.training or (module.training and torch.is_grad_enabled()))
-        if watched and self.probe and self.layer:
-            self.probe.look(self.layer, next(iter((*inputs, *named.values()))), output)
+    def __call__(self, *seen: Any) -> None:  # noqa: D102 - the hook itself
+        if self.call is not None:
+            self.call(*seen)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        return _Look, ()
+        return Hook, ()
 
 
 def mean_abs_input(layer: Layer, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG001

@@ -132,6 +132,11 @@ class Topology:
         steps = torch.tensor(self._edits, device=mask.device)
         return (self.step - steps[births.long()]) * mask
 
+    def count_from(self, step: int) -> None:
+        """Go on counting from `step`, for instance where a method begins; ages stay what they are."""
+        self._edits = [edit + step - self.step for edit in self._edits]
+        self.step = step
+
     def density(self, *names: str) -> float:
         """Return the share of weights that exist, in [0, 1], of the named parameters.
 

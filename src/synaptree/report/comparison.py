@@ -7,23 +7,24 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from reprlib import repr as shorten
 from statistics import fmean, stdev
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from synaptree.core.errors import DataError, OptionError
+from synaptree.report import tables
 from synaptree.results import Result, Round
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
-    "Interval", "Row", "as_json", "brief", "markdown", "not_below", "paired_interval", "rounds_by_seed", "sparsest",
-    "summary", "table",
-]
+    "Interval", "Key", "Row", "accuracy_difference", "as_json", "brief", "markdown", "not_below", "paired_interval",
+    "rounds_by_seed", "sparsest", "summary", "table",
+]  # fmt: skip
 
-Key = tuple[str, str, str | None, int]  # recipe, method, control, number of the round
+Key = tuple[str, str, str | None, int]
+"""Recipe, method, control, number of the round."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def _row(key: Key, rounds: dict[int, Round], dense: dict[int, Round]) -> Row:
         validation=fmean(r.validation_accuracy for r in rounds.values()),
         accuracy=mean("test_accuracy"),
         deviation=mean("test_accuracy", stdev) if len(rounds) > 1 else None,
-        difference=None if rounds is dense else _difference(rounds, dense, recipe),
+        difference=None if rounds is dense else accuracy_difference(rounds, dense, recipe),
         parameters_alive=fmean(r.parameters_alive for r in rounds.values()),
         bytes=mean("bytes"),
         macs_alive=mean("macs_alive"),
@@ -185,10 +186,17 @@ def _row(key: Key, rounds: dict[int, Round], dense: dict[int, Round]) -> Row:
     )
 
 
-def _difference(rounds: dict[int, Round], dense: dict[int, Round], recipe: str) -> Interval | None:
-    if not rounds.keys() <= dense.keys():
+def accuracy_difference(rounds: dict[int, Round], others: dict[int, Round], recipe: str) -> Interval | None:
+    """Return the test accuracy of `rounds` minus that of `others`, both by seed, as `paired_interval` does.
+
+    None unless every seed of `rounds` has its partner and all have their test errors.
+
+    Raises:
+        DataError: test sets of different sizes.
+    """
+    if not rounds.keys() <= others.keys():
         return None
-    pairs = [(r, dense[seed]) for seed, r in rounds.items()]
+    pairs = [(r, others[seed]) for seed, r in rounds.items()]
     a, b = ([r.test_errors for r in side if r.test_errors is not None] for side in zip(*pairs, strict=True))
     if not len(a) == len(b) == len(pairs):
         return None
@@ -253,37 +261,22 @@ def brief(rows: Iterable[Row], margin: float = 0.2) -> list[Row]:
 
 def table(rows: Sequence[Row], margin: float = 0.2) -> "Table":
     """Return the rows of one recipe as a table for the terminal, at most 80 columns wide wherever possible."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     title = ", ".join(dict.fromkeys(f"{row.name}: {row.method}" for row in rows))
-    out = Table(
-        box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False,
-        title=Text(title, "bold"), title_justify="left", caption=Text(_caption(rows, margin)), caption_justify="left",
-    )  # fmt: skip
-    out.add_column("network", overflow="fold")
-    for column in ("round", "density", "accuracy", "to dense, points", "parameters", "bytes"):
-        out.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        # Text, since the brackets of an interval are markup to rich
-        out.add_row(*map(Text, _short(row)), style=None if row.control else "bold")
-    return out
+    columns = ("network", "round", "density", "accuracy", "to dense, points", "parameters", "bytes")
+    return tables.terminal(title, columns, [(_short(row), row.control is None) for row in rows], _caption(rows, margin))
 
 
 def _short(row: Row) -> list[str]:
     """What the terminal shows of a row."""
     from rich.filesize import decimal
 
-    dense = row.control is None and row.round == 0 and row.density == 1
     cells = _cells(row)
-    name = "dense" if dense else row.control or row.method
     accuracy = "-" if row.accuracy is None else f"{100 * row.accuracy:.2f} %"
     d = row.difference
     # three digits keep the column narrow where a control falls far below dense
     points = [] if d is None else [f"{v:+.{2 if abs(v) < 9.995 else 1}f}" for v in (d.mean, d.low, d.high)]
     return [
-        "\n".join(wrap(name.replace("_", "_ "), NAME_WIDTH)).replace("_ ", "_"),
+        tables.network(row.method, row.control, row.round, row.density, NAME_WIDTH),
         cells["round"], f"{cells['density %']} %", accuracy, "{} [{},{}]".format(*points) if points else "-",
         cells["parameters"], "-" if row.bytes is None else decimal(round(row.bytes)),
     ]  # fmt: skip
@@ -292,11 +285,8 @@ def _short(row: Row) -> list[str]:
 def _caption(rows: Sequence[Row], margin: float) -> str:
     if not rows:
         return ""
-    fewest, most = (of(row.seeds for row in rows) for of in (min, max))
-    seeds = f"{fewest} to {most}" if fewest < most else str(most)
-    indicative = " (fewer than three are indicative)" if fewest < 3 else ""
     points = f"{margin:g} point{'' if margin == 1 else 's'}"
-    text = f"Test accuracy; seeds: {seeds}{indicative}; in brackets 95 % intervals.\n"
+    text = f"Test accuracy; seeds: {tables.seeds([row.seeds for row in rows])}; in brackets 95 % intervals.\n"
     best = sparsest(rows, margin)
     if best is None:
         return f"{text}No round is within {points} of dense on the validation images."
@@ -309,12 +299,9 @@ def _caption(rows: Sequence[Row], margin: float) -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     """Return the rows as a Markdown table, one line each."""
-    cells = [_cells(row) for row in rows]
-    head = list(cells[0]) if rows else []
-    lines = [head, [":--" if h in _LEFT else "--:" for h in head], *(c.values() for c in cells)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines if line)
+    return tables.markdown([_cells(row) for row in rows], _LEFT)
 
 
-def as_json(rows: Sequence[Row]) -> str:
-    """Return the rows as a JSON list of objects with the fields of `Row`."""
+def as_json(rows: Sequence[Any]) -> str:
+    """Return the rows, which are of any dataclass, as a JSON list of objects with its fields."""
     return json.dumps([asdict(row) for row in rows], indent=1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from synaptree.core.errors import ShapeError
 from synaptree.core.structure import largest
 
-__all__ = ["Blocks", "NOfM"]
+__all__ = ["Blocks", "NOfM", "Rows"]
 
 
 @dataclass(frozen=True)
@@ -59,3 +59,19 @@ class NOfM:
         order = groups.argsort(dim=1, descending=True, stable=True)
         keep = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order[:, : self.n], True)
         return (keep & (groups > -math.inf)).view(score.shape)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The same number in every row: `count // rows` of the first axis, the best of each.
+
+    >>> Rows()(torch.tensor([[1., 5., 4.], [9., 8., 7.]]), 5).int()
+    tensor([[0, 1, 1],
+            [1, 1, 0]], dtype=torch.int32)
+    """
+
+    def __call__(self, score: Tensor, count: int) -> Tensor:
+        rows = score.flatten(1)
+        order = rows.argsort(dim=1, descending=True, stable=True)
+        keep = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order[:, : count // max(1, len(rows))], True)
+        return (keep & (rows > -math.inf)).view(score.shape)

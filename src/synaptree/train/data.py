@@ -1,18 +1,18 @@
-"""Whole image sets as tensors in memory, and batches of them that any step can make again."""
+"""Whole data sets as tensors in memory, and batches of them that any step can make again."""
 
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from synaptree.core.errors import OptionError, ShapeError, unknown
-from synaptree.train.download import SETS, FileState, Source, directory, download, needs_extra, read, source, verify
+from synaptree.train.download import FileState, download, verify
+from synaptree.train.readers import READERS
+from synaptree.train.sources import SETS, directory, source
+from synaptree.train.split import Split, derive, hold_out, seeded, take
 
 __all__ = [
     "AUGMENTATIONS", "SETS", "Dataset", "FileState", "Split",
@@ -20,19 +20,14 @@ __all__ = [
 ]
 
 
-class Split(NamedTuple):
-    """Images `x`, uint8 (n, channels, height, width), and their classes `y`, int64 (n,)."""
-
-    x: Tensor
-    y: Tensor
-
-
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """An image set in three parts, with what it takes to feed it to a network.
+    """A data set in three parts, with what it takes to feed it to a network.
+
+    Of a table, the images are its rows, and a channel is a column.
 
     Attributes:
-        name: its name in SETS.
+        name: its name in SETS, or `folder:PATH`.
         train: images to train on.
         validation: images held out of the training set, to choose by.
         test: images to report on.
@@ -58,42 +53,27 @@ class Dataset:
     test_published: Split | None = field(default=None, repr=False)
 
     def normalise(self, x: Tensor) -> Tensor:
-        """Return (x / scale - mean) / std as float32, channel by channel, of uint8 images (n, c, h, w).
+        """Return (x / scale - mean) / std as float32, channel by channel.
+
+        Args:
+            x: uint8 images (n, channels, height, width), or rows of a table (n, features).
 
         Raises:
-            ShapeError: the images have another number of channels than the set.
+            ShapeError: the images have another number of channels or axes than the set.
         """
-        if x.ndim != 4 or x.shape[1] != len(self.mean):
-            raise ShapeError(
-                f"{self.name}: images must be (n, {len(self.mean)}, height, width), got {tuple(x.shape)}"
+        axes = self.train.x.ndim
+        if x.ndim != axes or x.shape[1] != len(self.mean):
+            wanted = f"images must be (n, {len(self.mean)}, height, width)" if axes == 4 else (
+                f"rows must be (n, {len(self.mean)})"
             )
+            raise ShapeError(f"{self.name}: {wanted}, got {tuple(x.shape)}")
+        per_channel = (-1, *(1,) * (axes - 2))
         x = x.to(torch.float32, copy=True).div_(self.scale)
         if any(self.mean):
-            x.sub_(x.new_tensor(self.mean).view(-1, 1, 1))
+            x.sub_(x.new_tensor(self.mean).view(per_channel))
         if any(std != 1 for std in self.std):
-            x.div_(x.new_tensor(self.std).view(-1, 1, 1))
+            x.div_(x.new_tensor(self.std).view(per_channel))
         return x
-
-
-def derive(*numbers: int) -> int:
-    """Return a seed in [0, 2**63) that depends on each number, their order and how many they are.
-
-    Args:
-        numbers: integers in [0, 2**64), such as seed, epoch and step.
-
-    Raises:
-        OptionError: a number is outside that range.
-
-    >>> derive(1, 2) == derive(1, 2), derive(1, 2) == derive(2, 1), derive(1) == derive(1, 0)
-    (True, False, False)
-    """
-    try:
-        words = np.array(numbers, dtype="<u8").view("<u4").tolist()
-    except OverflowError as error:
-        raise OptionError(f"seeds, epochs and steps must be in [0, 2**64), got {numbers}") from error
-    # The seed sequence pads with zeros: without the length, (1,) and (1, 0) would be one seed.
-    state = np.random.SeedSequence([len(numbers), *words]).generate_state(1, np.uint64)
-    return int(state[0] >> np.uint64(1))
 
 
 def sample(split: Split, n: int, seed: int) -> Split:
@@ -106,7 +86,7 @@ def sample(split: Split, n: int, seed: int) -> Split:
     """
     if not 0 <= n <= len(split.y):
         raise OptionError(f"cannot draw {n} images from a split of {len(split.y)}")
-    return _take(split, torch.randperm(len(split.y), generator=_generator(seed))[:n])
+    return take(split, torch.randperm(len(split.y), generator=seeded(seed))[:n])
 
 
 def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -157,10 +137,11 @@ def batches(
         device: where the batches are wanted.
 
     Yields:
-        images, float32 (b, channels, height, width), and their classes, int64 (b,).
+        images, float32 (b, channels, height, width), or rows of a table, float32 (b, features), and their
+        classes, int64 (b,).
 
     Raises:
-        OptionError: a number is out of range or nobody knows the augmentation.
+        OptionError: a number is out of range, nobody knows the augmentation, or it is none for a table.
 
     >>> digits = load("digits")
     >>> [len(y) for x, y in batches(digits, digits.test, 150, seed=0, epoch=0)]
@@ -170,8 +151,10 @@ def batches(
         raise OptionError(f"size must be at least 1 and first_step at least 0, got {size} and {first_step}")
     if augment not in AUGMENTATIONS:
         raise unknown("augmentation", augment, AUGMENTATIONS)
+    if augment != "none" and split.x.ndim != 4:
+        raise OptionError(f"augment must be 'none' for {dataset.name}, which holds no images, got {augment!r}")
     n = len(split.y)
-    order = torch.randperm(n, generator=_generator(seed, epoch)).to(split.x.device) if shuffle else None
+    order = torch.randperm(n, generator=seeded(seed, epoch)).to(split.x.device) if shuffle else None
 
     def one(step: int) -> tuple[Tensor, Tensor]:
         part: slice | Tensor = slice(step * size, (step + 1) * size)
@@ -179,7 +162,7 @@ def batches(
             part = order[part]
         # Moved as bytes: a quarter of the normalised batch.
         x, y = split.x[part].to(device), split.y[part].to(device)
-        return dataset.normalise(AUGMENTATIONS[augment](x, _generator(seed, epoch, step))), y
+        return dataset.normalise(AUGMENTATIONS[augment](x, seeded(seed, epoch, step))), y
 
     return map(one, range(first_step, -(-n // size)))
 
@@ -187,16 +170,21 @@ def batches(
 def load(
     name: str, root: str | os.PathLike[str] | None = None, *, validation: int | None = None, split_seed: int = 0
 ) -> Dataset:
-    """Return the data set `name` from its published files under ROOT/NAME.
+    """Return the data set `name` from its published files under ROOT/NAME, or the images of a folder.
 
     The validation images are drawn from the training set, each class in its share. CIFAR-10 always
     trains on batches 1 to 4 and the first 5,000 images of batch 5, so that networks compare wherever
-    they were trained; the last 5,000 are the test set where the published one is missing.
+    they were trained; the last 5,000 are the test set where the published one is missing. Tiny-ImageNet's
+    test set is its published validation set, and its classes are those whose folders are there. Of
+    the tables, a fifth, always the same, is the test set. Tables and folders of your own are standardised by
+    mean and deviation of what is trained on.
 
     Args:
-        name: a name in SETS.
+        name: a name in SETS, or `folder:PATH` for images of one size in PATH/train/CLASS/*.png and
+            PATH/test/CLASS/*.png, or .jpg; PATH is not looked for in `root`.
         root: the directory of all data sets; by default $SYNAPTREE_DATA, then ./data.
-        validation: number of training images held out; by default 5,000, digits 240.
+        validation: number of training images held out; by default 5,000, digits 240, letter 2,000, pendigits
+            1,000, images in folders a tenth of them.
         split_seed: decides which.
 
     Raises:
@@ -209,103 +197,23 @@ def load(
     """
     known = source(name)
     parts = READERS[known.format](name, known, directory(name, root))
-    count = known.validation if validation is None else validation
-    train, held = _hold_out(parts.train, count, split_seed)
+    tenth = -(-len(parts.train.y) // 10)
+    count = next(n for n in (validation, known.validation, tenth) if n is not None)
+    train, held = hold_out(parts.train, count, split_seed)
+    mean, std = (known.mean, known.std) if known.mean else _statistics(train.x, known.scale)
     return Dataset(
-        name, train, held, parts.test, known.classes, known.mean, known.std, known.scale, known.augment,
+        name, train, held, parts.test, parts.classes or known.classes, mean, std, known.scale, known.augment,
         parts.test_from, parts.test_published,
     )
 
 
-class _Parts(NamedTuple):
-    train: Split
-    test: Split
-    test_from: str = "the published test set"
-    test_published: Split | None = None
-
-
-def _read_idx(name: str, known: Source, folder: Path) -> _Parts:
-    """Read the four files of an MNIST-like set."""
-    def images(raw: bytes) -> Tensor:
-        return _idx(raw, 2051, known.shape[1:]).unsqueeze(1)
-
-    def labels(raw: bytes) -> Tensor:
-        return _labels(_idx(raw, 2049, ()), known)
-
-    x, y, test_x, test_y = (
-        read(name, folder, file, parse)
-        for file, parse in zip(known.files, (images, labels) * 2, strict=True)
-    )
-    return _Parts(Split(x, y), Split(test_x, test_y))
-
-
-def _idx(raw: bytes, magic: int, shape: tuple[int, ...]) -> Tensor:
-    """Return the uint8 tensor (n, *shape) of an IDX file; ValueError unless its header fits its content."""
-    header = np.frombuffer(raw, ">i4", count=2 + len(shape)).tolist()
-    body = np.frombuffer(raw, np.uint8, offset=4 * len(header))
-    if header[0] != magic or header[2:] != list(shape) or body.size != header[1] * np.prod(shape, dtype=int):
-        raise ValueError(f"header {header} wanted [{magic}, n, *{shape}] and n entries, got {body.size} bytes")
-    return torch.from_numpy(body.reshape(-1, *shape).copy())
-
-
-def _read_records(name: str, known: Source, folder: Path) -> _Parts:
-    """Read CIFAR's training batches and what there is of its test set."""
-    def records(raw: bytes) -> Split:
-        rows = torch.from_numpy(np.frombuffer(raw, np.uint8).reshape(-1, 1 + int(np.prod(known.shape))).copy())
-        return Split(rows[:, 1:].reshape(-1, *known.shape), _labels(rows[:, 0], known))
-
-    *training, published = known.files
-    parts = [read(name, folder, file, records) for file in training]
-    whole = Split(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-    n = len(whole.y) - known.spare
-    train, spare = (Split(whole.x[part], whole.y[part]) for part in (slice(n), slice(n, None)))
-    if (folder / published.name).exists():
-        return _Parts(train, read(name, folder, published, records))
-    partial = [read(name, folder, file, records) for file in known.extra if (folder / file.name).exists()]
-    origin = f"the last {known.spare} images of {training[-1].name}, which is not the published test set"
-    return _Parts(train, spare, origin, partial[0] if partial else None)
-
-
-def _read_digits(name: str, _known: Source, _folder: Path) -> _Parts:
-    """Read scikit-learn's digits; a fifth of them is the test set, always the same."""
-    with needs_extra(name):
-        from sklearn.datasets import load_digits
-    digits = load_digits()
-    x = torch.from_numpy(digits.images.astype(np.uint8)).unsqueeze(1)
-    train, test = _hold_out(Split(x, torch.from_numpy(digits.target.astype(np.int64))), 360, seed=0)
-    return _Parts(train, test, "360 of the 1797 images, each class in its share")
-
-
-READERS: dict[str, Callable[[str, Source, Path], _Parts]] = {
-    "idx": _read_idx, "records": _read_records, "digits": _read_digits,
-}
-
-
-def _labels(raw: Tensor, known: Source) -> Tensor:
-    if raw.numel() and int(raw.max()) >= known.classes:
-        raise ValueError(f"label {int(raw.max())} where labels are 0..{known.classes - 1}")
-    return raw.long()
-
-
-def _hold_out(split: Split, n: int, seed: int) -> tuple[Split, Split]:
-    """Return the split without n images and those n, each class in its share, both in the order they had."""
-    total = len(split.y)
-    if not 0 <= n <= total:
-        raise OptionError(f"validation must be in 0..{total}, the number of training images, got {n}")
-    order = torch.randperm(total, generator=_generator(seed))
-    # Each image's place within its class, in [0, 1): the n lowest take every class alike.
-    place = torch.empty(total, dtype=torch.float64)
-    for c in split.y.unique():
-        of_class = order[split.y[order] == c]
-        place[of_class] = (torch.arange(len(of_class), dtype=torch.float64) + 0.5) / len(of_class)
-    held = torch.zeros(total, dtype=torch.bool)
-    held[order[place[order].argsort(stable=True)[:n]]] = True
-    return _take(split, ~held), _take(split, held)
-
-
-def _take(split: Split, part: Tensor) -> Split:
-    return Split(split.x[part], split.y[part])
-
-
-def _generator(*numbers: int) -> torch.Generator:
-    return torch.Generator().manual_seed(derive(*numbers))
+def _statistics(x: Tensor, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation of x / scale for each channel; the deviation of a constant one counts as 1."""
+    total = squares = torch.zeros(x.shape[1], dtype=torch.float64)
+    for part in x.split(1000):  # all images at once would take eight times their memory
+        values = part.double().div_(scale).transpose(0, 1).flatten(1)
+        total, squares = total + values.sum(1), squares + values.square().sum(1)
+    n = max(1, x.numel() // max(1, x.shape[1]))
+    mean = total / n
+    std = (squares / n - mean.square()).clamp_min(0).sqrt()
+    return tuple(mean.tolist()), tuple(std.where(std > 1e-6, 1.0).tolist())

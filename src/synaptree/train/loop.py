@@ -16,14 +16,27 @@ from torch.optim import Optimizer
 from synaptree.core.attach import attach
 from synaptree.core.errors import NumericError
 from synaptree.core.method import Method
+from synaptree.soft.penalty import Kind, Step, parameter_groups, penalise
 from synaptree.train.data import Dataset, Split, batches, derive
-from synaptree.train.network import Network
+from synaptree.train.network import Network, load_optimizer
 
-__all__ = ["EpochLog", "Interrupted", "TrainOptions", "evaluate", "mistakes", "train"]
+__all__ = [
+    "EpochLog", "Interrupted", "PenaltyOptions", "TrainOptions", "evaluate", "macro_auc", "mistakes", "train",
+]  # fmt: skip
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
     """Training was asked to stop; the network stands between two optimizer updates."""
+
+
+class PenaltyOptions(BaseModel):
+    """What is added to the loss so that kernels or channels grow weak; see `soft.penalty.penalise`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Kind
+    weight: float = Field(1e-5, ge=0)
+    step: Step = "subgradient"
 
 
 class TrainOptions(BaseModel):
@@ -45,6 +58,7 @@ class TrainOptions(BaseModel):
     shuffle: bool = True
     selection: Literal["last", "best_validation"] = "last"
     channels_last: bool = False  # memory layout of 2-d convolutions; faster for some networks
+    penalty: PenaltyOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,7 @@ def train(
     *,
     seed: int,
     method: Method | None = None,
+    exclude: tuple[str, ...] = (),
     keep: frozenset[int] = frozenset(),
     optimizer_state: Mapping[str, Any] | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -80,6 +95,7 @@ def train(
         options: how.
         seed: of data order, augmentation and dropout.
         method: edits the topology after optimizer updates, by its own schedule.
+        exclude: patterns of layer names it leaves alone.
         keep: steps whose weights a later rewind wants.
         optimizer_state: of an interrupted stage.
         stop: asked after every update; true ends training at once.
@@ -93,13 +109,13 @@ def train(
     accelerator = Accelerator(cpu=next(network.model.parameters()).device.type == "cpu")
     optimizer = _optimizer(network.model, options)
     if optimizer_state:
-        _restore(optimizer, optimizer_state)
+        load_optimizer(optimizer, optimizer_state)
     network.optimizer = optimizer
-    attached = None
+    attached, penalty = None, options.penalty
+    if penalty is not None:
+        penalise(network.model, optimizer, penalty.weight, penalty.step, penalty.kind)
     if method is not None or network.topology.masks:
-        if method is None:  # else its schedule counts from where the method began
-            network.topology.step = network.step
-        attached = attach(network.model, optimizer, method, topology=network.topology)
+        attached = attach(network.model, optimizer, method, topology=network.topology, exclude=exclude)
     model, stepper = accelerator.prepare(network.model, optimizer)
     try:
         for epoch in range(int(network.within.setdefault("epoch", 0)), options.epochs):
@@ -168,19 +184,24 @@ def _end_epoch(network: Network, epoch: int, accuracy: float, selection: str) ->
     network.within = {"epoch": epoch + 1, "best": max(best, accuracy), "masks": masks}
 
 
-def _restore(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Load an optimizer's state in the memory layout of its parameters, which fused kernels take for granted."""
-    optimizer.load_state_dict(dict(state))
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                values[key] = torch.empty_like(parameter).copy_(value)
-
-
 @torch.no_grad()
 def evaluate(model: nn.Module, data: Dataset, split: Split) -> float:
     """Return the accuracy in [0, 1] on a split."""
     return 1.0 - len(mistakes(model, data, split)) / len(split.y)
+
+
+@torch.no_grad()
+def macro_auc(model: nn.Module, data: Dataset, split: Split) -> float:
+    """Return the area under the ROC curve in [0, 1], one class against the rest, mean over the classes."""
+    from sklearn.metrics import roc_auc_score  # slow to import, and seldom wanted
+
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    order = batches(data, split, 1000, seed=0, epoch=0, shuffle=False, device=device)
+    parts = [model(x).softmax(1).cpu() for x, _ in order]
+    model.train(training)
+    labels = torch.arange(data.classes)
+    return float(roc_auc_score(split.y.cpu(), torch.cat(parts).double(), multi_class="ovr", labels=labels))
 
 
 @torch.no_grad()
@@ -198,9 +219,7 @@ def mistakes(model: nn.Module, data: Dataset, split: Split) -> list[int]:
 
 def _optimizer(model: nn.Module, options: TrainOptions) -> Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trained if options.decay_all or p.dim() > 1]
-    spared = [p for p in trained if not options.decay_all and p.dim() <= 1]
-    groups: Any = [{"params": decayed}, *([{"params": spared, "weight_decay": 0.0}] if spared else [])]
+    groups: Any = [{"params": trained}] if options.decay_all else parameter_groups(model, options.weight_decay)
     common: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
     match options.optimizer:
         case "sgd":

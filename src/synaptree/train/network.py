@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from synaptree.artifact.interchange import read_tensors, write_tensors
 from synaptree.core.errors import CheckpointError
 from synaptree.core.topology import Topology
 
-__all__ = ["Network", "Weights", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Network", "Weights", "load_checkpoint", "load_optimizer", "reached", "save_checkpoint"]
 
 Weights = dict[str, Tensor]
 
@@ -34,6 +35,8 @@ class Network:
         within: what that stage remembers: epochs done, batches done, running loss.
         optimizer: of the stage at work, None between training stages.
         best: the best weights of the stage at work by validation accuracy, where it selects.
+        trial: what a stage that tries and judges remembers: numbers, and the state it may go back to.
+        counted: connections born and died before the last measurement.
     """
 
     model: nn.Module
@@ -46,6 +49,8 @@ class Network:
     within: dict[str, float] = field(default_factory=dict)
     optimizer: Optimizer | None = None
     best: Weights = field(default_factory=dict)
+    trial: dict[str, Any] = field(default_factory=dict)
+    counted: list[int] = field(default_factory=lambda: [0, 0])
 
     def weights(self) -> Weights:
         """Return a copy of the model's parameters and buffers."""
@@ -56,10 +61,34 @@ class Network:
         if self.step in steps and self.step not in self.kept:
             self.kept[self.step] = self.weights()
 
+    def snapshot(self) -> dict[str, Any]:
+        """Return copies of all that an edit and the training after it may change."""
+        optimizer = self.optimizer.state_dict() if self.optimizer is not None else {}
+        return {"model": self.weights(), "optimizer": deepcopy(optimizer), "topology": self.topology.state_dict()}
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Undo exactly what happened since `snapshot`; only random draws and counts of births and deaths go on."""
+        rng, born, died = self.topology.rng.get_state(), self.topology.born, self.topology.died
+        self.model.load_state_dict(snapshot["model"])
+        self.topology.load_state_dict(snapshot["topology"])
+        self.topology.rng.set_state(rng)
+        self.topology.born, self.topology.died = born, died
+        if self.optimizer is not None:
+            load_optimizer(self.optimizer, snapshot["optimizer"])
+
     def load_weights(self, weights: Weights) -> None:
         """Take over parameters and buffers; connections that do not exist stay 0."""
         self.model.load_state_dict(weights)
         self.topology.apply(self.model)
+
+
+def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Load an optimizer's state in the memory layout of its parameters, which fused kernels take for granted."""
+    optimizer.load_state_dict(dict(state))
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter).copy_(value)
 
 
 def save_checkpoint(network: Network, path: str | Path, *, identity: str, log: Mapping[str, Any]) -> None:
@@ -80,12 +109,18 @@ def save_checkpoint(network: Network, path: str | Path, *, identity: str, log: M
         optimizer = network.optimizer.state_dict()
     plain: dict[str, Any] = {
         "identity": identity, "log": log,
-        "network": {key: getattr(network, key) for key in ("step", "epoch", "round", "stage", "within")},
+        "network": {key: getattr(network, key) for key in ("step", "epoch", "round", "stage", "within", "counted")},
         "topology": _flatten(topology, "topology", tensors),
         "optimizer": _flatten(optimizer, "optimizer", tensors),
+        "trial": _flatten(network.trial, "trial", tensors),
     }  # fmt: skip
     tensors["random"] = torch.get_rng_state()
     write_tensors(path, tensors, plain)
+
+
+def reached(path: str | Path) -> int:
+    """Return the index of the stage that was at work when the checkpoint was written."""
+    return int(read_tensors(path)[1]["network"]["stage"])
 
 
 def load_checkpoint(network: Network, path: str | Path, *, identity: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -115,6 +150,7 @@ def load_checkpoint(network: Network, path: str | Path, *, identity: str) -> tup
         network.kept.setdefault(int(step), {})[rest] = value
     for key, value in plain["network"].items():
         setattr(network, key, value)
+    network.trial = _unflatten(plain["trial"], tensors)
     torch.set_rng_state(tensors["random"])
     return plain["log"], _unflatten(plain["optimizer"], tensors)
 

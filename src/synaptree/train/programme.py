@@ -4,10 +4,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from synaptree.artifact.interchange import load_into, read_tensors, save_sparse, write_tensors
 from synaptree.core.errors import OptionError
@@ -15,13 +16,14 @@ from synaptree.core.method import Method
 from synaptree.core.oneshot import prune
 from synaptree.core.topology import Topology
 from synaptree.measure.count import Count, count
+from synaptree.signals.gradients import mean_gradients
 from synaptree.train.data import Dataset, derive, sample
 from synaptree.train.loop import EpochLog, Interrupted, TrainOptions, evaluate, mistakes, train
-from synaptree.train.network import Network, load_checkpoint, save_checkpoint
+from synaptree.train.network import Network, load_checkpoint, reached, save_checkpoint
 
 __all__ = [
-    "CHECKPOINT", "Adopt", "Load", "Log", "Measure", "Prune", "Reinitialise", "Rewind", "Shuffle", "Stage",
-    "Surroundings", "Train", "develop", "read_test",
+    "CHECKPOINT", "Adopt", "Load", "Log", "Measure", "Prune", "Reinitialise", "Renew", "Reshaping", "Rewind", "Shuffle",
+    "Stage", "Surroundings", "Train", "develop", "loss_gradients", "read_test",
 ]  # fmt: skip
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -77,23 +79,49 @@ class Stage(Protocol):
         """Let the network develop."""
 
 
+@runtime_checkable
+class Reshaping(Protocol):
+    """A stage that changes the modules of the network; going on from a checkpoint, it is done again before loading."""
+
+    def reshape(self, network: Network, around: Surroundings) -> None:
+        """Give the network the modules it has after this stage."""
+
+
 @dataclass(frozen=True)
 class Train:
-    """Train; connections that do not exist stay 0. With a `method`, which edits the topology meanwhile, a new round."""
+    """Train; connections that do not exist stay 0. With a `method`, which edits the topology meanwhile, a new round.
+
+    Attributes:
+        options: how to train.
+        name: in the log.
+        method: edits the topology meanwhile, by its own schedule.
+        exclude: patterns of layer names the method leaves alone.
+        index: of the round this begins; by default the next one where there is a method.
+    """
 
     options: TrainOptions
     name: str = "train"
     method: Method | None = None
+    exclude: tuple[str, ...] = ()
+    index: int | None = None
 
     def run(self, network: Network, around: Surroundings) -> None:
         """Train from where `network.within` says to the end."""
-        if self.method is not None and not network.within:
-            network.round, network.topology.step = network.round + 1, 0
+        if not network.within:
+            network.round = network.round + (self.method is not None) if self.index is None else self.index
+            if self.method is not None:
+                network.topology.count_from(0)
+        for _ in self.epochs(network, around):
+            pass
+
+    def epochs(self, network: Network, around: Surroundings) -> Iterator[EpochLog]:
+        """Train and log; pause after every epoch."""
         logs = train(
-            network, around.data, self.options, seed=around.seed, method=self.method, keep=around.keep,
-            optimizer_state=around.optimizer_state, stop=around.stop,
+            network, around.data, self.options, seed=around.seed, method=self.method, exclude=self.exclude,
+            keep=around.keep, optimizer_state=around.optimizer_state, stop=around.stop,
         )  # fmt: skip
         for log in logs:
+            yield log
             around.log["epochs"].append({
                 "stage": self.name, "round": network.round, "epoch": log.epoch, "step": network.step,
                 "loss": log.loss, "validation_accuracy": log.validation_accuracy,
@@ -127,8 +155,18 @@ class Prune:
             seed = around.seed if self.sample_seed is None else self.sample_seed
             batches = around.data.normalise(sample(around.data.train, self.samples, seed).x)
         network.round = network.round + 1 if self.index is None else self.index
-        network.topology.step = network.step
-        prune(network.model, self.method, batches, topology=network.topology, exclude=self.exclude)
+        network.topology.count_from(network.step)
+        gradients = loss_gradients(network, around, self.samples) if "gradient" in self.method.needs else None
+        prune(
+            network.model, self.method, batches, topology=network.topology, exclude=self.exclude, gradients=gradients
+        )
+
+
+def loss_gradients(network: Network, around: Surroundings, samples: int) -> dict[str, Tensor]:
+    """Return the mean gradient of the cross-entropy over training images drawn anew for every round."""
+    drawn = sample(around.data.train, samples, derive(around.seed, 3, network.step))
+    network.model.eval()
+    return mean_gradients(network.model, [(around.data.normalise(drawn.x), drawn.y)], F.cross_entropy)
 
 
 @dataclass(frozen=True)
@@ -146,6 +184,16 @@ class Rewind:
         if self.step not in network.kept:
             raise OptionError(f"rewind_step = {self.step}: the dense training ended at update {network.step}")
         network.load_weights(network.kept[self.step])
+
+
+@dataclass(frozen=True)
+class Renew:
+    """Begin anew with the initial weights, all connections and no history; the data order goes on."""
+
+    def run(self, network: Network, around: Surroundings) -> None:
+        """Forget the topology and bring back the first weights."""
+        network.topology, network.counted = Topology(around.seed), [0, 0]
+        network.load_weights(network.kept[0])
 
 
 @dataclass(frozen=True)
@@ -175,7 +223,7 @@ class Load:
         """Load the dense weights and those that later rewinds ask for; all else is forgotten."""
         there = replace(around, folder=self.folder)
         load_into(network.model, there.round_file(0))
-        network.topology = Topology(around.seed)
+        network.topology, network.counted = Topology(around.seed), [0, 0]
         network.round, network.epoch, network.step = 0, self.epoch, self.step
         network.kept = {step: read_tensors(there.kept_file(step))[0] for step in around.keep}
 
@@ -191,6 +239,7 @@ class Adopt:
         """Load the masks; weights stay what they are."""
         there = replace(around, folder=self.folder)
         network.topology = load_into(around.fresh(0), there.round_file(self.index))
+        network.counted = [network.topology.born, network.topology.died]
         network.round = self.index
 
 
@@ -219,15 +268,20 @@ class Shuffle:
 class Measure:
     """Record the network at the end of a round and write it to disk; the test set is not read here."""
 
+    name: str = ""
+
     def run(self, network: Network, around: Surroundings) -> None:
         """Append a round to the log."""
+        topology = network.topology
+        born, died = topology.born - network.counted[0], topology.died - network.counted[1]
+        network.counted = [topology.born, topology.died]
         x = around.data.normalise(around.data.validation.x[:1])
         counted = count(network.model, network.topology if network.topology.masks else None, x)
         size = save_sparse(network.model, around.round_file(network.round), network.topology)
         for step, weights in network.kept.items() if network.round == 0 else ():
             write_tensors(around.kept_file(step), weights, {})
         around.log["rounds"].append({
-            "round": network.round,
+            "round": network.round, "stage": self.name, "born": born, "died": died,
             "density": _density(counted),
             "layers": {layer.name: layer.weights_alive / max(1, layer.weights) for layer in counted.layers},
             "validation_accuracy": evaluate(network.model, around.data, around.data.validation),
@@ -260,6 +314,9 @@ def develop(
     around.keep = frozenset(stage.step for stage in stages if isinstance(stage, Rewind))
     network.kept.setdefault(0, network.weights())
     if resume and file.exists():
+        for stage in stages[: reached(file)]:
+            if isinstance(stage, Reshaping):
+                stage.reshape(network, around)
         log, around.optimizer_state = load_checkpoint(network, file, identity=identity)
         around.log.update(log)
     saved = time.monotonic()
@@ -298,6 +355,9 @@ def read_test(around: Surroundings) -> None:
         wrong = mistakes(model, around.data, around.data.test)
         items = len(around.data.test.y)
         entry |= {"test_errors": wrong, "test_accuracy": 1 - len(wrong) / items, "test_items": items}
+        if (published := around.data.test_published) is not None:
+            accuracy = evaluate(model, around.data, published)
+            entry |= {"published_accuracy": accuracy, "published_items": len(published.y)}
 
 
 def _density(counted: Count) -> float:

@@ -18,6 +18,10 @@ __all__ = ["MODELS", "ModelCard", "build"]
 _VGG_WIDTHS = (64, 128, 256, 512, 512)
 _VGG_CONVS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 _RESNET_WIDTHS = (16, 32, 64)
+_RESNET18_WIDTHS = (64, 128, 256, 512)
+_STEMS = ("small", "large")
+_VGG_SMALL = ((16, 16), (32, 32), (64, 64), (128, 128))
+_CNN_FC = ((16, 16), (48, 48))
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,13 @@ def _positive(name: str, value: object) -> None:
         raise OptionError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
+def _widths(hidden: object) -> None:
+    if not isinstance(hidden, (list, tuple)):
+        raise OptionError(f"hidden must be a list of layer widths, such as (300, 100), got {hidden!r}")
+    for width in hidden:
+        _positive("a width in hidden", width)
+
+
 def _sequence(layers: Mapping[str, nn.Module]) -> nn.Sequential:
     return nn.Sequential(OrderedDict(layers))
 
@@ -100,10 +111,8 @@ def _dense(widths: Sequence[int], relus: int = 0) -> dict[str, nn.Module]:
 
 
 def _mlp(classes: int, inputs: int = 784, hidden: Sequence[int] = (100,)) -> nn.Module:
-    if not isinstance(hidden, (list, tuple)):
-        raise OptionError(f"hidden must be a list of layer widths, such as (300, 100), got {hidden!r}")
-    for name, width in [("inputs", inputs), *(("a width in hidden", width) for width in hidden)]:
-        _positive(name, width)
+    _positive("inputs", inputs)
+    _widths(hidden)
     return _sequence({"flatten": nn.Flatten(), **_dense((inputs, *hidden, classes))})
 
 
@@ -115,34 +124,62 @@ def _lenet5(classes: int) -> nn.Module:
     })
 
 
-def _vgg(classes: int, depth: int, hidden: Sequence[int], dropout: bool = False) -> nn.Module:
+def _vgg_stages(depth: int) -> list[tuple[int, ...]]:
+    return [(width,) * convs for convs, width in zip(_VGG_CONVS[depth], _VGG_WIDTHS, strict=True)]
+
+
+def _convs(stages: Sequence[Sequence[int]], bias: bool) -> dict[str, nn.Module]:
+    """Return 3x3 convolutions of these widths, each with batch norm and ReLU, and a max pool between stages."""
     layers: dict[str, nn.Module] = {}
     channels, n = 3, 0
-    for stage, (convs, width) in enumerate(zip(_VGG_CONVS[depth], _VGG_WIDTHS, strict=True), 1):
-        for _ in range(convs):
+    for stage, widths in enumerate(stages):
+        if stage:
+            layers[f"pool{stage}"] = nn.MaxPool2d(2)
+        for width in widths:
             n += 1
-            layers[f"conv{n}"] = nn.Conv2d(channels, width, 3, padding=1)
+            layers[f"conv{n}"] = nn.Conv2d(channels, width, 3, padding=1, bias=bias)
             layers[f"bn{n}"] = nn.BatchNorm2d(width)
             layers[f"relu{n}"] = nn.ReLU()
             channels = width
-        layers[f"pool{stage}"] = nn.MaxPool2d(2)
-    layers["flatten"] = nn.Flatten()
+    return layers
+
+
+def _vgg(classes: int, depth: int, hidden: Sequence[int], dropout: bool = False) -> nn.Module:
+    layers = _convs(_vgg_stages(depth), bias=True)
+    layers |= {"pool5": nn.MaxPool2d(2), "flatten": nn.Flatten()}
     if dropout:
         layers["dropout"] = nn.Dropout()
-    return _sequence(layers | _dense((channels, *hidden, classes), relus=n))
+    return _sequence(layers | _dense((_VGG_WIDTHS[-1], *hidden, classes), relus=sum(_VGG_CONVS[depth])))
+
+
+def _averaged(classes: int, stages: Sequence[Sequence[int]], hidden: Sequence[int] = ()) -> nn.Module:
+    """Return convolutions without bias, the mean of each map, and linear layers."""
+    _widths(hidden)
+    return _sequence({
+        **_convs(stages, bias=False),
+        f"pool{len(stages)}": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(),
+        **_dense((stages[-1][-1], *hidden, classes), relus=sum(map(len, stages))),
+    })
+
+
+def _cnn_fc(classes: int) -> nn.Module:
+    return _sequence({
+        **_convs(_CNN_FC, bias=False), "pool2": nn.MaxPool2d(2), "flatten": nn.Flatten(),
+        **_dense((_CNN_FC[-1][-1] * 8 * 8, 256, classes), relus=4),
+    })
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions and the shortcut past them."""
+    """Two 3x3 convolutions and the shortcut past them, with weights (option B) if `project`."""
 
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, project: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu1 = nn.ReLU()
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.shortcut = Shortcut(inputs, width, stride)
+        self.shortcut = _projection(inputs, width, stride) if project else Shortcut(inputs, width, stride)
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,21 +188,66 @@ class _Block(nn.Module):
         return out
 
 
-def _resnet(classes: int, depth: int) -> nn.Module:
-    channels = _RESNET_WIDTHS[0]
-    layers: dict[str, nn.Module] = {
-        "conv1": nn.Conv2d(3, channels, 3, padding=1, bias=False),
-        "bn1": nn.BatchNorm2d(channels),
-        "relu1": nn.ReLU(),
-    }
-    for stage, width in enumerate(_RESNET_WIDTHS, 1):
-        blocks: dict[str, nn.Module] = {}
-        for n in range(1, (depth - 2) // 6 + 1):
-            blocks[f"block{n}"] = _Block(channels, width, stride=2 if stage > 1 and n == 1 else 1)
+def _projection(inputs: int, width: int, stride: int) -> nn.Module:
+    return _sequence({"conv": nn.Conv2d(inputs, width, 1, stride, bias=False), "bn": nn.BatchNorm2d(width)})
+
+
+def _stem(width: int, size: str) -> dict[str, nn.Module]:
+    """Return the first layers: a 3x3 convolution, or for larger images a 7x7 one and a max pool that quarter them."""
+    large = size == "large"
+    conv = nn.Conv2d(3, width, 7, 2, padding=3, bias=False) if large else nn.Conv2d(3, width, 3, padding=1, bias=False)
+    layers = {"conv1": conv, "bn1": nn.BatchNorm2d(width), "relu1": nn.ReLU()}
+    return layers | ({"pool1": nn.MaxPool2d(3, 2, padding=1)} if large else {})
+
+
+def _resnet(
+    classes: int, blocks: int, widths: Sequence[int] = _RESNET_WIDTHS, projections: bool = False, stem: str = "small"
+) -> nn.Module:
+    """Return stages of `blocks` basic blocks; `projections` match widths by 1x1 convolutions and not by zeros."""
+    if stem not in _STEMS:
+        raise unknown("stem", stem, _STEMS)
+    channels = widths[0]
+    layers = _stem(channels, stem)
+    for stage, width in enumerate(widths, 1):
+        in_stage: dict[str, nn.Module] = {}
+        for n in range(1, blocks + 1):
+            stride = 2 if stage > 1 and n == 1 else 1
+            in_stage[f"block{n}"] = _Block(channels, width, stride, project=projections and channels != width)
             channels = width
-        layers[f"stage{stage}"] = _sequence(blocks)
+        layers[f"stage{stage}"] = _sequence(in_stage)
     layers |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(channels, classes)}
     return _sequence(layers)
+
+
+class _Growing(nn.Module):
+    """Batch norm, ReLU and a 3x3 convolution whose `growth` maps are put after those of the input."""
+
+    def __init__(self, inputs: int, growth: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(inputs)
+        self.relu = nn.ReLU()
+        self.conv = nn.Conv2d(inputs, growth, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.conv(self.relu(self.bn(x)))], 1)
+
+
+def _densenet(classes: int, depth: int, growth: int) -> nn.Module:
+    channels = 2 * growth
+    layers: dict[str, nn.Module] = {"conv1": nn.Conv2d(3, channels, 3, padding=1, bias=False)}
+    for block in (1, 2, 3):
+        in_block: dict[str, nn.Module] = {}
+        for n in range(1, (depth - 4) // 3 + 1):
+            in_block[f"layer{n}"] = _Growing(channels, growth)
+            channels += growth
+        layers[f"block{block}"] = _sequence(in_block)
+        if block < 3:
+            layers[f"transition{block}"] = _sequence({
+                "bn": nn.BatchNorm2d(channels), "relu": nn.ReLU(),
+                "conv": nn.Conv2d(channels, channels, 1, bias=False), "pool": nn.AvgPool2d(2),
+            })
+    layers |= {"bn": nn.BatchNorm2d(channels), "relu": nn.ReLU(), "pool": nn.AdaptiveAvgPool2d(1)}
+    return _sequence(layers | {"flatten": nn.Flatten(), "fc": nn.Linear(channels, classes)})
 
 
 def _cards() -> list[ModelCard]:
@@ -196,10 +278,35 @@ def _cards() -> list[ModelCard]:
         ),
         *(
             ModelCard(
+                f"vgg{depth}_slim", colours,
+                f"{depth - 3} convolutions without bias, the mean of each map, one linear layer; any size.",
+                none, partial(_averaged, stages=_vgg_stages(depth)),
+            )
+            for depth in (16, 19)
+        ),
+        ModelCard(
+            "vgg_small", colours, "2 convolutions each of 16, 32, 64, 128 filters, the mean of each map, linear.",
+            MappingProxyType({"hidden": ()}), partial(_averaged, stages=_VGG_SMALL),
+        ),
+        ModelCard(
+            "cnn_fc", colours, "2 convolutions of 16 and 2 of 48 filters, then 3072-256-classes, most weights there.",
+            none, _cnn_fc,
+        ),
+        *(
+            ModelCard(
                 f"resnet{depth}", colours, f"{depth // 2 - 1} basic blocks of 16-32-64, option A shortcuts.",
-                none, partial(_resnet, depth=depth),
+                none, partial(_resnet, blocks=(depth - 2) // 6),
             )
             for depth in (20, 32, 44, 56)
+        ),
+        ModelCard(
+            "resnet18", colours, "8 basic blocks of 64-128-256-512, option B shortcuts; stem: small or large.",
+            MappingProxyType({"stem": "small"}),
+            partial(_resnet, blocks=2, widths=_RESNET18_WIDTHS, projections=True),
+        ),
+        ModelCard(
+            "densenet40", colours, "3 dense blocks of 12 layers that add 12 maps each to the 24 first, no bottleneck.",
+            none, partial(_densenet, depth=40, growth=12),
         ),
     ]
 
