@@ -58,8 +58,8 @@ class Round(Record):
     test_accuracy: Share | None = None
     test_errors: list[int] | None = Field(None, description="misclassified test items, ascending")
     test_items: Count | None = Field(None, description="size of the test set; needed beside test_errors")
-    published_accuracy: Share | None = Field(None, description="on the part at hand of an incomplete published test set")
-    published_items: Count | None = Field(None, description="size of that part")
+    published_accuracy: Share | None = Field(None, description="on what there is of an incomplete published test set")
+    published_items: Count | None = Field(None, description="size of that")
     parameters: Count = Field(description="weights and biases, without batch norm")
     parameters_alive: Count
     weights: Count

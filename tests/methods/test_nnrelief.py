@@ -14,9 +14,9 @@ from synaptree.core.attach import views_of
 from synaptree.core.layer import layers_of
 from synaptree.core.oneshot import prune
 from synaptree.core.probe import Probe
-from synaptree.rules.share import carrying
 from synaptree.core.topology import Topology
 from synaptree.methods import nnrelief
+from synaptree.rules.share import carrying
 from synaptree.signals.contribution import AGGREGATES, contribution, reductions
 from synaptree.train import zoo
 

@@ -23,12 +23,16 @@ def group(life, mask=None, name="fc"):
     return Group(layer, part(layer.weight, life, mask, life=life))
 
 
+def fc(floor=0, guard=0.0):
+    return Patience({"linear": floor}, guard)
+
+
 def test_what_has_no_life_left_dies():
-    assert kept(Patience(floor=0), group([[1.0, 0.0, 2.0], [-0.5, 3.0, -math.inf]])) == {"fc": [0, 2, 4]}
+    assert kept(fc(), group([[1.0, 0.0, 2.0], [-0.5, 3.0, -math.inf]])) == {"fc": [0, 2, 4]}
 
 
 def test_what_is_dead_stays_dead_whatever_its_life():
-    assert kept(Patience(floor=2), group([[1.0, 9.0, 2.0]], [[1, 0, 1]])) == {"fc": [0, 2]}
+    assert kept(fc(2), group([[1.0, 9.0, 2.0]], [[1, 0, 1]])) == {"fc": [0, 2]}
 
 
 @pytest.mark.parametrize(("floor", "wanted"), [
@@ -37,28 +41,24 @@ def test_what_is_dead_stays_dead_whatever_its_life():
 ])
 def test_of_each_unit_those_that_carry_most_stay_up_to_the_floor(floor, wanted):
     life = [[1.0, 2.0, -9.0], [-math.inf, -2.0, -1.0], [5.0, 5.0, -3.0]]
-    assert kept(Patience(floor, guard=0.0), group(life, [[1, 1, 1], [1, 1, 1], [0, 0, 1]])) == {"fc": wanted}
+    assert kept(fc(floor), group(life, [[1, 1, 1], [1, 1, 1], [0, 0, 1]])) == {"fc": wanted}
 
 
 def test_equals_on_the_floor_go_to_the_lowest_index():
-    assert kept(Patience(floor=2), group([[-1.0, -1.0, -1.0], [-math.inf, -math.inf, -math.inf]])) == {
+    assert kept(fc(2), group([[-1.0, -1.0, -1.0], [-math.inf, -math.inf, -math.inf]])) == {
         "fc": [0, 1, 3, 4],
     }
 
 
-def test_a_filter_that_is_one_connection_has_no_floor():
+def test_a_kind_of_layer_that_is_left_out_has_no_floor():
     layer = layers_of(nn.Sequential(nn.Conv2d(2, 3, 2)))[0]
     life = tensor([1.0, -1.0, 2.0]).view(3, 1, 1, 1)
-    mask = Patience(floor=1)([Group(layer, part(layer.weight, life.tolist(), life=life.tolist()))], 0)["0.weight"]
+    mask = fc(1)([Group(layer, part(layer.weight, life.tolist(), life=life.tolist()))], 0)["0.weight"]
     assert mask.flatten().tolist() == [True, False, True]
 
 
-def test_a_unit_with_one_input_has_a_floor():
-    assert kept(Patience(floor=1), group([[1.0], [-1.0]])) == {"fc": [0, 1]}
-
-
 def test_a_cut_that_would_leave_too_few_is_not_made_and_the_log_says_so(caplog):
-    rule, life = Patience(floor=0, guard=0.5), [[1.0, -1.0, -1.0, -1.0]]
+    rule, life = fc(guard=0.5), [[1.0, -1.0, -1.0, -1.0]]
     with caplog.at_level(logging.WARNING, logger="synaptree"):
         assert kept(rule, group(life, name="a"), group([[1.0, 1.0, -1.0, -1.0]], name="b"), step=7) == {"b": [0, 1]}
     (said,) = caplog.messages
@@ -66,11 +66,11 @@ def test_a_cut_that_would_leave_too_few_is_not_made_and_the_log_says_so(caplog):
 
 
 def test_a_layer_that_has_few_connections_already_is_returned_as_it_is():
-    assert kept(Patience(guard=0.5), group([[1.0, 1.0, 1.0]], [[1, 0, 0]])) == {"fc": [0]}
+    assert kept(fc(guard=0.5), group([[1.0, 1.0, 1.0]], [[1, 0, 0]])) == {"fc": [0]}
 
 
 def test_without_a_guard_a_layer_may_die():
-    assert kept(Patience(floor=0, guard=0.0), group([[-1.0, -1.0]])) == {"fc": []}
+    assert kept(fc(), group([[-1.0, -1.0]])) == {"fc": []}
 
 
 def test_a_life_that_is_no_number_is_an_error():
@@ -78,7 +78,7 @@ def test_a_life_that_is_no_number_is_an_error():
         Patience()([group([[math.nan, 1.0]])], 0)
 
 
-@pytest.mark.parametrize("options", [{"floor": -1}, {"guard": 1.0}, {"guard": -0.1}, {"guard": math.nan}])
+@pytest.mark.parametrize("options", [{"floor": {"conv": -1}}, {"guard": 1.0}, {"guard": -0.1}, {"guard": math.nan}])
 def test_a_floor_or_guard_out_of_range_is_refused(options):
     with pytest.raises(OptionError, match="wanted floor >= 0 connections per unit and a guard in"):
         Patience(**options)
@@ -87,7 +87,7 @@ def test_a_floor_or_guard_out_of_range_is_refused(options):
 @given(masked, st.integers(0, 4))
 def test_a_unit_keeps_its_living_and_fills_the_floor_with_the_best_of_the_others(case, floor):
     life, mask = tensor(case[0]) - 0.5, tensor(case[1]).bool()
-    new = Patience(floor, guard=0.0)([group(life.tolist(), mask.tolist())], 0)["fc.weight"]
+    new = fc(floor)([group(life.tolist(), mask.tolist())], 0)["fc.weight"]
     for row, before, after in zip(life, mask, new, strict=True):
         living, spared, dead = before & (row > 0), after & (row <= 0), before & ~after
         assert not (after & ~before).any()

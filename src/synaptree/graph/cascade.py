@@ -86,7 +86,7 @@ def cascade(graph: Graph, on: Site, masks: Mapping[str, Tensor]) -> None:
       `w[j, i] f(b[i])` into their bias and lose that connection, where this is exact: not behind a batch
       norm, in a grouped convolution or one that pads with zeros, or without a bias to take it. What is 0
       needs no bias and no care for padding.
-    - A unit whose mask is one entry, and False, loses its bias and its batch norm too.
+    - Where the method's connections are whole units, one that is gone loses its bias and its batch norm too.
 
     In eval mode the outputs stay as `masks` make them, up to rounding; the last case apart.
 
@@ -149,7 +149,7 @@ def _without_unread(
     gone = {name: ~units for name, units in needed(graph, {**on.topology.masks, **masks}).items()}
     for layer in on.layers:
         mask = masks.get(layer.weight)
-        if mask is not None and mask[0].numel() == 1 < layer.module.weight[0].numel() and layer.name in gone:
+        if mask is not None and on.method.granularity[layer.kind] == "unit" and layer.name in gone:
             gone[layer.name] = gone[layer.name] | ~mask.flatten().cpu()
     touched = {layer.name: gone[layer.name] for layer in on.layers if layer.name in gone}
     cut = without_units(unwrapped(on.model), on.topology, touched, norms=norms)

@@ -99,7 +99,7 @@ def dynamic_synaptic(
         weak = Weak(alpha, threshold_scope)
         life = consecutive(flow, windows, weak, patience, inactive_eps=inactive_eps, count_from=count_from)
     return Method(
-        Patience(floor, guard),
+        Patience({"linear": floor, "conv": floor if conv != "unit" else 0}, guard),
         {"life": life},
         when=windows,
         granularity={"linear": "weight"} if conv is None else {"linear": "weight", "conv": conv},

@@ -49,8 +49,9 @@ def learning(results: Iterable[Result]) -> list[Learning]:
 
     Dense is round 0 of the method itself with the same seed, if it has all its connections. The target of a seed is
     the final validation accuracy of its dense network, the mean over the last three epochs, so that dense reaches it
-    with its last epoch at the latest. Seeds that do not reach it are left out of `first` and of its difference, which favours networks that reach it seldom: read both beside `reached`. A round that consists of
-    several trainings, as pruning until the network suffers does, is no one curve and has no row.
+    with its last epoch at the latest. Seeds that do not reach it are left out of `first` and of its difference,
+    which favours networks that reach it seldom: read both beside `reached`. A round that consists of several
+    trainings, as pruning until the network suffers does, is no one curve and has no row.
 
     Raises:
         DataError: as `rounds_by_seed`.

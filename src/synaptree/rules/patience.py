@@ -1,8 +1,8 @@
 """The patience rule: a connection whose life is used up dies, unless too few would be left."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ class Patience:
     """A connection dies where the life left to it is at most 0.
 
     Args:
-        floor: connections that each unit keeps in any case, those with the most life, lowest index first
-            among equals; where it has fewer, all of them. Where one connection is a whole unit there is none.
+        floor: by kind of layer, connections that each unit keeps in any case: those with the most life, lowest
+            index first among equals; where it has fewer, all of them. A kind left out has none.
         guard: share in [0, 1) of a layer's places. A cut that would leave fewer is not made: the mask of that
             layer is not among those returned, and the log says so. 0 lets a layer die.
         life: the signal of the life left.
@@ -30,14 +30,14 @@ class Patience:
         OptionError: an option is out of range.
     """
 
-    floor: int = 1
+    floor: Mapping[str, int] = field(default_factory=dict)
     guard: float = 0.01
     life: str = "life"
 
     def __post_init__(self) -> None:
-        if self.floor < 0 or not 0.0 <= self.guard < 1.0:
+        if min(self.floor.values(), default=0) < 0 or not 0.0 <= self.guard < 1.0:
             raise OptionError(
-                f"wanted floor >= 0 connections per unit and a guard in [0, 1), got floor = {self.floor!r} and "
+                f"wanted floor >= 0 connections per unit and a guard in [0, 1), got floor = {dict(self.floor)!r} and "
                 f"guard = {self.guard!r}"
             )
 
@@ -45,7 +45,7 @@ class Patience:
         masks = {}
         for group in groups:
             part = group.weight
-            mask = self._mask(part, whole_units=_whole_units(group))
+            mask = self._mask(part, self.floor.get(group.layer.kind, 0))
             left = int(mask.sum())
             if left < self.guard * mask.numel() and not torch.equal(mask, part.mask):
                 _log.warning(
@@ -56,16 +56,11 @@ class Patience:
                 masks[part.name] = mask
         return masks
 
-    def _mask(self, part: Part, *, whole_units: bool) -> Tensor:
+    def _mask(self, part: Part, floor: int) -> Tensor:
         life = part.score(self.life)
         doomed = part.mask & (life <= 0)
         keep = part.mask & ~doomed
-        return keep if whole_units else keep | _spared(life, keep, doomed, self.floor)
-
-
-def _whole_units(group: Group) -> bool:
-    mask, weight = group.weight.mask, group.layer.module.weight
-    return mask[0].numel() == 1 and weight[0].numel() > 1
+        return keep | _spared(life, keep, doomed, floor)
 
 
 def _spared(life: Tensor, keep: Tensor, doomed: Tensor, floor: int) -> Tensor:

@@ -188,7 +188,8 @@ def ties_go_to_the_lowest_index(subject: Subject) -> str | None:
             rows = masks[name].flatten(1)
             bias = masks.get(f"{name.removesuffix('weight')}bias")
             rows = rows if bias is None else torch.cat([rows, bias.unsqueeze(1)], 1)
-            rows = rows.reshape(1, -1) if isinstance(method.rule, Density) else rows
+            free = isinstance(method.rule, Density) and isinstance(method.rule.structure, Weights)
+            rows = rows.reshape(1, -1) if free else rows
             cut = cut or not bool(rows.all())
             first = bool((rows[:, 1:] <= rows[:, :-1]).all())
             require(first, f"{toy.name}, {name}: wanted the first of equal connections, got {rows}")

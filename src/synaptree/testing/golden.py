@@ -11,8 +11,9 @@ a network, and the masks wanted after one edit:
     masks.fc1.weight = [[1, 0], [0, 1]]     # every mask left out is wanted dense
 
 Optional: `network` ("chain", or "residual": a sum of `conv` and `shortcut`, then `fc`), `inputs` (the
-calibration batch, or what flows through in training), `exist` (masks before the edit), `gradients`, `step` (updates made, that of the edit
-included) and `seed`. A kernel's mask is written without the kernel's axes.
+calibration batch, or what flows through in training), `exist` (masks before the edit), `gradients`, `step`
+(updates made, that of the edit included), `rate` (of the update's plain SGD, 0 by default) and `seed`. A
+kernel's mask is written without the kernel's axes.
 """
 
 import tomllib
@@ -53,6 +54,7 @@ class Case:
     gradients: Nested = field(default_factory=dict)
     step: int = 1
     seed: int = 0
+    rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ def wanted(case: Case, topology: Topology) -> dict[str, Tensor]:
 
 
 def _update(model: nn.Module, method: Method, topology: Topology, case: Case) -> None:
-    """Make one update that moves no weight."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    """Make one update; at the rate 0 it moves no weight."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=case.rate)
     attached = attach(model, optimizer, method, topology=topology)
     if (batch := _batch(case)) is not None:
         model(batch)

@@ -151,7 +151,7 @@ class PruneUntil:
             network.round = network.round + 1 if self.index is None else self.index
             recent = [entry["validation_accuracy"] for entry in around.log["epochs"][-3:]]
             if not recent:
-                raise OptionError("nothing was trained before pruning, so there is no accuracy to count the tolerance from")
+                raise OptionError("nothing was trained before pruning: no accuracy to count the tolerance from")
             wanted = sum(recent) / len(recent) - self.tolerance
             network.trial = {"wanted": wanted, "failed": 0, "cuts": 0, "kept": 0, "best": network.snapshot()}
         trial = network.trial
