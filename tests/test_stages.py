@@ -118,8 +118,9 @@ def test_a_sweep_trains_once_for_each_value_from_the_initial_weights(tmp_path):
     ("[[programme]]\nstage = 'prune'\nmethod = 'magnitud'\n", "unknown method 'magnitud'; did you mean 'magnitude'"),
     ("[sweep]\ncapacity = []\n", "sweep.capacity: wanted values of one option"),
     ("[sweep]\ncapacity = [0.3]\nevery = [2]\n", "wanted values of one option"),
-    ("[sweep]\ncapacity = [0.3]\n[[programme]]\nstage = 'train'\n", "a programme or a sweep, not both"),
+    ("[sweep]\ncapacity = [0.3]\n[[programme]]\nstage = 'train'\n", "a programme or sweep, not both"),
     ("[sweep]\ncapacity = [0.01]\n", "at most the capacity"),
+    ("[method_options]\ncapacity = 0.3\n[[programme]]\nstage = 'train'\n", "a programme or method_options, not both"),
 ])  # fmt: skip
 def test_what_cannot_be_run_is_refused_when_the_recipe_is_read(tmp_path, text, message):
     with pytest.raises(OptionError, match=message):

@@ -153,9 +153,8 @@ class Run:
         recipe = self.recipe
         if self.control is None and recipe.programme is not None:
             return programme_stages(recipe.programme, recipe.dense)
-        method = methods.build(recipe.method, **recipe.method_options)
         dense: list[Stage] = [Train(recipe.dense, "dense"), Measure()]
-        if self.control is None and method.acts_in_training:
+        if self.control is None and recipe.acts_in_training:
             stages = dense
             for options in recipe.points:
                 method = methods.build(recipe.method, **options)
@@ -163,7 +162,7 @@ class Run:
                 stages += [Renew(), training, Measure()]
             return stages
         if self.control is None:
-            stages = dense
+            method, stages = methods.build(recipe.method, **recipe.method_options), dense
             for _ in range(recipe.count):
                 stages += [self._prune(method), *self._restart(), Train(recipe.retraining, "retrain"), Measure()]
             return stages

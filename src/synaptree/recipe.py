@@ -59,7 +59,8 @@ class Recipe(Part):
         threads: CPU threads torch may use; small networks are faster with 1.
         seeds: each gives a dense network of its own, shared by the method and its controls.
         dense: how the dense network is trained.
-        method: registered name; `method_options` are its own.
+        method: registered name; `method_options` are its own. With a programme, whose stages name their own
+            methods, it is what the programme is called in results.
         rounds: how often it acts, and what happens between.
         retrain: how the network is trained after each edit; what is left out is as in `dense`.
         programme: the stages the network goes through, in place of rounds; see `synaptree.stages`. Round 0
@@ -102,11 +103,6 @@ class Recipe(Part):
             raise ValueError(str(error)) from None
         return name
 
-    @field_validator("method")
-    @classmethod
-    def _known_method(cls, name: str) -> str:
-        return _known("method", name, methods.METHODS)
-
     @field_validator("controls")
     @classmethod
     def _known_controls(cls, controls: dict[str, Any]) -> dict[str, Any]:
@@ -123,6 +119,23 @@ class Recipe(Part):
         return self
 
     @model_validator(mode="after")
+    def _the_programme_is_valid(self) -> Self:
+        if self.programme is None:
+            _known("method", self.method, methods.METHODS)
+        elif self.sweep is not None or self.method_options:
+            key = "sweep" if self.sweep is not None else "method_options"
+            raise ValueError(f"a recipe has a programme or {key}, not both: the stages say what their methods do")
+        if self.programme is not None:
+            try:
+                _ = programme_stages(self.programme, self.dense)
+            except ValidationError as error:
+                raise ValueError("; ".join(_explain(part, "programme") for part in error.errors())) from None
+        for option, values in (self.sweep or {}).items():
+            if len(self.sweep or {}) > 1 or not values or not self.acts_in_training:
+                raise ValueError(f"sweep.{option}: wanted values of one option of a method that acts in training")
+        return self
+
+    @model_validator(mode="after")
     def _controls_ask_for_rounds_there_are(self) -> Self:
         for name, at in self.controls.items():
             for index in at if at != "all" else ():
@@ -130,22 +143,9 @@ class Recipe(Part):
                     raise ValueError(f"controls.{name} asks for round {index}; there are rounds 1 to {self.count}")
         return self
 
-    @model_validator(mode="after")
-    def _the_programme_is_valid(self) -> Self:
-        if self.programme is not None and self.sweep is not None:
-            raise ValueError("a recipe has a programme or a sweep, not both")
-        if self.programme is not None:
-            try:
-                _ = programme_stages(self.programme, self.dense)
-            except ValidationError as error:
-                raise ValueError("; ".join(_explain(part, "programme") for part in error.errors())) from None
-        for option, values in (self.sweep or {}).items():
-            if len(self.sweep or {}) > 1 or not values or not self._acts_in_training:
-                raise ValueError(f"sweep.{option}: wanted values of one option of a method that acts in training")
-        return self
-
     @property
-    def _acts_in_training(self) -> bool:
+    def acts_in_training(self) -> bool:
+        """Whether the method does."""
         return methods.build(self.method, **self.method_options).acts_in_training
 
     @property
@@ -159,7 +159,7 @@ class Recipe(Part):
         """How many rounds there are after the first: one, or one for each point, for a method that acts in training."""
         if self.programme is not None:
             return sum(isinstance(s, Measure) for s in programme_stages(self.programme, self.dense)) - 1
-        return len(self.points) if self._acts_in_training else self.rounds.rounds
+        return len(self.points) if self.acts_in_training else self.rounds.rounds
 
     def config(self) -> dict[str, Any]:
         """Return what decides what a run does, as plain JSON; keys that came later are left out where unused."""
@@ -217,7 +217,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     config["name"] = Path(path).stem
     try:
         recipe = Recipe.model_validate(config)
-        for options in recipe.points:
+        for options in recipe.points if recipe.programme is None else ():
             methods.build(recipe.method, **options)
         recipe.build_model(seed=0)
     except ValidationError as error:
