@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from synaptree.artifact.interchange import load_into
-from synaptree.core.errors import CheckpointError
+from synaptree.core.errors import CheckpointError, OptionError
 from synaptree.methods import build
 from synaptree.train import zoo
 from synaptree.train.data import load
@@ -148,3 +148,11 @@ def test_the_pruning_set_is_drawn_once_per_run_and_can_have_a_seed_of_its_own(ar
         run([Prune(relief, samples=50, sample_seed=seed)], around).topology.digest() for seed in (None, 7, 8)
     ]
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_method_that_would_sleep_through_the_run_is_refused(around):
+    # 2 epochs of ceil(1197 / 300) = 4 updates
+    for every, first in ((9, 0), (2, 7)):
+        method = build("dynamic_synaptic", every=every, first=first)
+        with pytest.raises(OptionError, match="never acts in the 8 updates of stage 'train'"):
+            run([Train(SHORT, method=method)], around)

@@ -108,11 +108,21 @@ class Train:
     def run(self, network: Network, around: Surroundings) -> None:
         """Train from where `network.within` says to the end."""
         if not network.within:
+            self._check_acts(around.data)
             network.round = network.round + (self.method is not None) if self.index is None else self.index
             if self.method is not None:
                 network.topology.count_from(0)
         for _ in self.epochs(network, around):
             pass
+
+    def _check_acts(self, data: Dataset) -> None:
+        """Raise an OptionError where the method would sleep through the whole stage."""
+        updates = self.options.epochs * -(-len(data.train.y) // self.options.batch)
+        if self.method is not None and updates and not any(map(self.method.when, range(1, updates + 1))):
+            raise OptionError(
+                f"{self.method!r} never acts in the {updates} updates of stage {self.name!r}: its windows or intervals "
+                "are longer than the run, or begin after it; make them shorter, or train longer"
+            )
 
     def epochs(self, network: Network, around: Surroundings) -> Iterator[EpochLog]:
         """Train and log; pause after every epoch."""
