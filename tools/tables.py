@@ -17,13 +17,17 @@ BEGIN, END = "<!-- results: written by tools/tables.py -->\n", "<!-- end of resu
 
 
 def recorded() -> dict[str, list[Result]]:
-    """Return the recorded results by recipe."""
-    results = sorted(read([ROOT / "results"]), key=lambda result: result.recipe)
-    return {recipe: list(group) for recipe, group in groupby(results, key=lambda result: result.recipe)}
+    """Return the recorded results by method and recipe, which stands for its file."""
+    results = sorted(read([ROOT / "results"]), key=_place)
+    return {"-".join(place): list(group) for place, group in groupby(results, key=_place)}
+
+
+def _place(result: Result) -> tuple[str, str]:
+    return result.method, result.recipe
 
 
 def tables(groups: dict[str, list[Result]]) -> str:
-    """Return one Markdown table for each recipe: its telling rounds."""
+    """Return one Markdown table for each method and recipe: its telling rounds."""
     margins = (MARGINS.get(group[0].config["data"], 0.2) for group in groups.values())
     return "\n".join(
         markdown(brief(summary(group), margin)) for group, margin in zip(groups.values(), margins, strict=True)
@@ -39,8 +43,8 @@ def main() -> int:
     if "--check" in sys.argv:
         return int(text != wanted)
     (ROOT / "README.md").write_text(wanted, encoding="utf-8")
-    for recipe, group in groups.items():
-        picture(group, ROOT / "docs" / "pictures" / f"{recipe}.png")
+    for name, group in groups.items():
+        picture(group, ROOT / "docs" / "pictures" / f"{name}.png")
     return 0
 
 

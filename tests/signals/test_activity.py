@@ -38,7 +38,8 @@ def view(layer, step=1, x=None, watch=None, granularity="weight", mask=None, gra
     stats = {}
     if x is not None:
         x = tensor(x) if isinstance(x, list) else x
-        stats = {name: reduce(layer, x, layer.module(x).detach()) for name, reduce in (watch or {}).items()}
+        stats = {name: reduce(layer, x, layer.module(x).detach()).double() for name, reduce in (watch or {}).items()}
+        stats["samples"] = torch.tensor(x.numel() / x.shape[-1] if layer.kind == "linear" else len(x)).double()
     return View(layer, role, weight, None if grad is None else tensor(grad), mask, step, torch.Generator(), stats)
 
 
@@ -160,7 +161,7 @@ def test_inputs_that_are_not_finite_do_not_count():
     layer, flow = linear([[1.0, 1.0]]), Flow()
     state = flow.begin({}, view(layer))
     for x in ([[1.0, 2.0]], [[math.inf, 2.0]], [[math.nan, 2.0]], [[3.0, 0.0]]):
-        state = flow.add(state, view(layer, x=x, watch=flow.watch))
+        state = {**state, **flow.add(state, view(layer, x=x, watch=flow.watch))}
     assert flow.read(state, view(layer)).tolist() == [[2.0, 1.0]]
 
 
@@ -272,9 +273,9 @@ def test_sums_are_those_of_one_window_and_are_kept_until_the_next_begins():
     # windows of two updates: |x| = (1, 3), mean 2; then (5, 5)
     layer, signal = linear([[1.0]]), consecutive(Flow(), Windows(2), Weak(0.0), patience=1)
     state = signal.init(view(layer))
-    for step, (x, sums) in enumerate([(1.0, [1, 1]), (3.0, [4, 2]), (5.0, [5, 1]), (5.0, [10, 2])], 1):
+    for step, (x, total, samples) in enumerate([(1.0, 1, 1), (3.0, 4, 2), (5.0, 5, 1), (5.0, 10, 2)], 1):
         state = signal.update(state, view(layer, step=step, x=[[x]], watch=signal.watch))
-        assert state["input"].tolist() == sums
+        assert (state["input"].tolist(), state["samples"].item()) == ([total], samples)
 
 
 def test_updates_before_the_first_window_and_after_the_last_do_not_count():

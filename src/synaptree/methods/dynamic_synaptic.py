@@ -62,7 +62,7 @@ def dynamic_synaptic(
         last: updates after which nothing is cut any more, or None.
         criterion: "contrib" as above; "pre" `a[i]`; "mag" `|w|`; "pre_post" `a[i]` times the mean of
             `|y[j]|` of the unit before its activation function; "trend", the growth of `|w|` over the window;
-            "gradient", the mean of `|dL/dw|`.
+            "gradient", the sum of `|dL/dw|`.
         threshold_scope: "layer" as above; "post", the mean of the receiving unit; "percentile", the share
             `alpha` that carries least; "absolute", `alpha` itself.
         inactive_eps: mean activity up to which an input counts as silent, and what it feeds as weak.

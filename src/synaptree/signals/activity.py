@@ -11,10 +11,10 @@ told from that:
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from synaptree.core.errors import OptionError, unknown
@@ -88,7 +88,7 @@ class Flow:
     - "contrib": `|w[j, i]| a[i]`; "pre": `a[i]`; "mag": `|w[j, i]|`; "pre_post": `a[i] p[j]`;
     - "trend": by how much `|w[j, i]|` grew over the window, 0 where it fell; the first window counts from
       where the signal began;
-    - "gradient": the mean of `|dL/dw[j, i]|` over the window's updates.
+    - "gradient": the sum of `|dL/dw[j, i]|` over the window's updates.
 
     Where one connection stands for several weights, as a kernel does, it is the sum over them. Inputs whose
     sums are not finite, such as those of an update that loss scaling skips, do not count.
@@ -124,12 +124,11 @@ class Flow:
         if self.criterion == "trend":
             now = _gathered(view.weight.abs(), view)
             return {"before": state.get("now", now), "now": now}
-        # one number more than inputs: how many vectors the sums are over
+        new = partial(view.weight.new_zeros, dtype=torch.float64)
         sizes = {"input": view.weight.shape[1] * _groups(view.layer), "output": view.weight.shape[0]}
-        return {
-            name: torch.zeros(sizes[name] + 1, dtype=torch.float64, device=view.weight.device)
-            for name in _SUMS[self.criterion]
-        }
+        if view.layer.kind == "linear":
+            return {name: new(sizes[name]) for name in _SUMS[self.criterion]} | {"samples": new(())}
+        return {name: new(sizes[name] + 1) for name in _SUMS[self.criterion]}
 
     def add(self, state: State, view: View) -> State:
         """Return the part of the state that one update changes."""
@@ -139,15 +138,19 @@ class Flow:
             return {"now": _gathered(view.weight.abs(), view)}
         if not view.stats:
             return {}
-        shifted = self.from_minimum and bool(state.get("from_minimum", False))
-        names = {"input": "above_minimum" if shifted else "input", "output": "output"}
-        # decided on the device: to ask for it here would stop a GPU at every update
-        seen = {name: view.stats[names[name]] for name in _SUMS[self.criterion]}
-        return {name: state[name] + torch.where(part.sum().isfinite(), part, 0.0) for name, part in seen.items()}
+        parts = {name: view.stats[name] for name in _SUMS[self.criterion]}
+        if self.from_minimum and "input" in parts and bool(state.get("from_minimum", False)):
+            parts["input"] = view.stats["above_minimum"]
+        # none is below 0, and NaN is not below infinity
+        if not all(float(part.sum()) < math.inf for part in parts.values()):
+            return {}
+        if "samples" in state:
+            parts["samples"] = view.stats["samples"]
+        return {name: state[name] + part for name, part in parts.items()}
 
     def saw(self, state: State) -> bool:
         """Return whether anything flowed in this window."""
-        return all(bool(state[name][-1] > 0) for name in _SUMS[self.criterion])
+        return all(float(_count(state, name)) > 0 for name in _SUMS[self.criterion])
 
     def read(self, state: State, view: View) -> Tensor:
         """Return `S` of the mask's shape."""
@@ -166,14 +169,14 @@ class Flow:
         """Return `a`, to be multiplied with the weight, or None."""
         if "input" not in _SUMS[self.criterion]:
             return None
-        mean, (units, inputs, *kernel), groups = _mean(state["input"], view), view.weight.shape, _groups(view.layer)
+        mean, (units, inputs, *kernel), groups = _mean(state, "input", view), view.weight.shape, _groups(view.layer)
         rows = mean.view(groups, 1, inputs).expand(groups, units // groups, inputs)
         return rows.reshape(units, inputs, *(1 for _ in kernel))
 
     def _outputs(self, state: State, view: View) -> Tensor | None:
         if "output" not in _SUMS[self.criterion]:
             return None
-        return _mean(state["output"], view).view(-1, *(1 for _ in view.weight.shape[1:]))
+        return _mean(state, "output", view).view(-1, *(1 for _ in view.weight.shape[1:]))
 
 
 @dataclass(frozen=True)
@@ -336,7 +339,6 @@ def _life(
 
 
 def _sum_abs(layer: Layer, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG001
-    """Return the sum of `|x|` per input and, last, over how many vectors it goes: `(in + 1,)`."""
     return _summed(layer, x.abs())
 
 
@@ -349,14 +351,14 @@ def _sum_above_minimum(layer: Layer, x: Tensor, y: Tensor) -> Tensor:  # noqa: A
 
 
 def _summed(layer: Layer, values: Tensor) -> Tensor:
-    if layer.kind == "linear":
-        values, axes = values.reshape(-1, values.shape[-1]), [0]
-    else:
-        channels = values.dim() - layer.module.weight.dim() + 1
-        axes = [axis for axis in range(values.dim()) if axis != channels]
+    """Return the sums over all axes but that of channels; of a convolution, last, over how many positions they go."""
     # a batch is short: its sum is precise in float32, and takes a third of the time of one in float64
-    total = values.sum(axes, dtype=torch.promote_types(values.dtype, torch.float32)).double()
-    return F.pad(total, (0, 1), value=values.numel() // max(1, len(total)))
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    if layer.kind == "linear":
+        return (values if values.dim() == 2 else values.reshape(-1, values.shape[-1])).sum(0, dtype=dtype)
+    channels = values.dim() - layer.module.weight.dim() + 1
+    total = values.sum([axis for axis in range(values.dim()) if axis != channels], dtype=dtype)
+    return torch.constant_pad_nd(total, (0, 1), values.numel() // max(1, len(total)))
 
 
 _REDUCTIONS: dict[str, Reduction] = {
@@ -368,8 +370,14 @@ _SUMS: dict[str, tuple[str, ...]] = {
 """Criterion -> the running sums it is told from."""
 
 
-def _mean(sums: Tensor, view: View) -> Tensor:
-    return (sums[:-1] / sums[-1].clamp_min(1.0)).to(_precise(view))
+def _count(state: State, name: str) -> Tensor:
+    """Return over how many vectors the sums go; the probe counts them in a linear layer."""
+    return state["samples"] if "samples" in state else state[name][-1]
+
+
+def _mean(state: State, name: str, view: View) -> Tensor:
+    sums = state[name] if "samples" in state else state[name][:-1]
+    return (sums / _count(state, name).clamp_min(1.0)).to(_precise(view))
 
 
 def _precise(view: View) -> torch.dtype:
