@@ -135,3 +135,12 @@ def test_recorded_results_are_those_of_the_recipes_as_they_are(name, tmp_path):
     assert {result.config_hash for result in recorded if result.control is None} <= {
         run.hash for run in runs(recipe, tmp_path) if run.control is None
     }
+
+
+def test_the_recipes_in_the_documents_are_valid(tmp_path):
+    blocks = (ROOT / "docs" / "recipes.md").read_text().split("```toml\n")[1:]
+    first, rounds, in_training, programme, controls = (block.partition("```")[0] for block in blocks)
+    for form in (rounds + controls, in_training, programme):
+        top, tables = form.partition("[[")[::2]
+        text = top + first + (f"\n[[{tables}" if tables else "")
+        assert load_recipe(write(tmp_path, text)).count >= 1

@@ -209,3 +209,23 @@ class TestCounting:
         # 12 of 16 exist; a half of them is 6: 4 of the 8 and 2 of the 4
         assert Present()(6 / 16, parts) == [4, 2]
         assert Present()(12 / 16, parts) == [8, 4]
+
+    def test_births_of_one_step_share_an_entry_and_deaths_need_none(self):
+        topology = Topology()
+        topology.add("w", (1, 4))
+        for step in (1, 2, 2, 3):
+            topology.step = step
+            topology.edit({"w": ~topology.masks["w"] if step == 2 else topology.masks["w"]})
+        # all die at step 2, and come back at step 2
+        topology.step = 5
+        assert topology.age("w").tolist() == [[3] * 4]
+        assert topology.state_dict()["edits"] == [0, 2]
+
+
+def test_frozen_layers_are_left_alone_in_training():
+    model = network()
+    model[0].weight.requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    attached = attach(model, optimizer, Method(Density(0.5), {"keep": magnitude}, Every(1)))
+    update(model, optimizer, torch.ones(2, 4))
+    assert (attached.topology.density("0.weight"), attached.topology.density("2.weight")) == (1.0, 0.5)

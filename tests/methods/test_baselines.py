@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn, tensor
 
 from synaptree.core.attach import attach
-from synaptree.core.errors import AttachError, OptionError
+from synaptree.core.errors import AttachError, NumericError, OptionError
 from synaptree.core.layer import layers_of
 from synaptree.core.oneshot import prune
 from synaptree.core.rule import Group, Part
@@ -505,3 +505,21 @@ def test_rigl_makes_the_same_masks_on_one_process_and_on_two(tmp_path):
     one, first, second = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
     assert one == first == second
     assert len({*one}) > 1
+
+
+def test_weights_that_are_not_numbers_are_named_by_set_too():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach(model, optimizer, build("set", density=0.5, every=1))
+    model[0].weight.data[0, 0] = float("nan")
+    model(torch.ones(1, 4)).sum().backward()
+    with pytest.raises(NumericError, match="NaN"):
+        optimizer.step()
+
+
+def test_the_saliency_of_snip_survives_half_precision():
+    layer = nn.Linear(2, 1, bias=False).half()
+    layer.weight.data = torch.tensor([[1e-4, 1e-4]]).half()
+    gradients = {"weight": torch.tensor([[1e-4, 2e-4]]).half()}  # the products, 1e-8 and 2e-8, are 0 in half precision
+    topology = prune(layer, build("snip", density=0.5), gradients=gradients)
+    assert topology.masks["weight"].tolist() == [[False, True]]

@@ -243,17 +243,16 @@ def test_the_output_and_convolutions_are_left_alone_unless_asked_for():
 
 
 def test_a_dead_filter_goes_with_its_bias_its_batch_norm_and_all_that_read_it():
-    # filter 1 has small weights: S = sums over its row; with alpha 0.5 it alone is weak
+    # filter 1 has no weights, so it alone is weak; its shift of 1 feeds 4 columns of the linear layer until it dies
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 3)
     )
-    model[0].weight.data = tensor([[1.0, 1.0], [0.1, 0.1], [1.0, -1.0]]).view(3, 2, 1, 1)
+    model[0].weight.data = tensor([[1.0, 1.0], [0.0, 0.0], [1.0, -1.0]]).view(3, 2, 1, 1)
+    nn.init.ones_(model[1].bias)
     model, optimizer, on = attached(
-        model, alpha=0.0001, threshold_scope="absolute", patience=1, every=1, first=0, conv="unit",
-        optimizer=partial(torch.optim.SGD, lr=0.0),
-    )  # fmt: skip
-    model[0].weight.data[1] = 0.0
+        model, alpha=0.0, patience=1, every=1, first=0, conv="unit", optimizer=partial(torch.optim.SGD, lr=0.0)
+    )
     for _ in train(model, optimizer, batches(1, (2, 2, 2))):
         pass
     assert on.topology.masks["0.weight"].flatten().tolist() == [True, False, True]

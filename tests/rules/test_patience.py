@@ -50,6 +50,14 @@ def test_equals_on_the_floor_go_to_the_lowest_index():
     }
 
 
+def test_of_many_equals_the_first_stays():
+    assert kept(fc(1), group([[-1.0] * 100])) == {"fc": [0]}
+
+
+def test_what_carries_nothing_is_held_before_what_is_alive_or_dead_already():
+    assert kept(fc(2), group([[5.0, 1.0, -math.inf, -math.inf]], [[1, 0, 1, 1]])) == {"fc": [0, 2]}
+
+
 def test_a_kind_of_layer_that_is_left_out_has_no_floor():
     layer = layers_of(nn.Sequential(nn.Conv2d(2, 3, 2)))[0]
     life = tensor([1.0, -1.0, 2.0]).view(3, 1, 1, 1)

@@ -54,17 +54,15 @@ def flow_of(flow, layer, x=None, **more):
 
 def test_a_window_of_one_update_begins_and_ends_with_it():
     windows = Windows(every=1, first=2)
-    assert [(step, windows.begin(step), windows(step)) for step in (2, 3, 4)] == [
-        (2, False, False), (3, True, True), (4, True, True),
+    assert [(step, windows.place(step), windows(step)) for step in (2, 3, 4)] == [
+        (2, 0, False), (3, 1, True), (4, 1, True),
     ]  # fmt: skip
 
 
 def test_windows_begin_after_first_and_none_ends_after_last():
     windows = Windows(every=3, first=2, last=9)
-    steps = range(12)
-    assert [step for step in steps if windows.begin(step)] == [3, 6, 9]
-    assert [step for step in steps if windows(step)] == [5, 8]
-    assert [step for step in steps if windows.hold(step)] == [3, 4, 5, 6, 7, 8, 9]
+    assert [windows.place(step) for step in range(12)] == [0, 0, 0, 1, 2, 3, 1, 2, 3, 1, 0, 0]
+    assert [step for step in range(12) if windows(step)] == [5, 8]
     assert [windows.number(step) for step in (0, 2, 4, 5, 7, 8)] == [0, 0, 0, 1, 1, 2]
 
 

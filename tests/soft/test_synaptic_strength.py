@@ -365,3 +365,22 @@ def test_strengths_learn_which_kernels_to_do_without(penalty):
     assert accuracy(model, new_x, new_y) > dense - 0.005
     alive = [model[i].weight.flatten(2).any(2).sum().item() for i in (3, 7)]
     assert sum(alive) == 62
+
+
+def test_a_part_of_a_model_may_be_converted_and_the_whole_be_scored():
+    torch.manual_seed(0)
+    part = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.SiLU(), nn.Conv2d(3, 2, 3)).eval()
+    nn.init.uniform_(part[1].weight, 0.5, 2.0)
+    whole = nn.Sequential(nn.Identity(), nn.BatchNorm2d(1), part)
+    convert(part, torch.rand(1, 1, 5, 5))
+    alone, within = strength_scores(part)["3"], strength_scores(whole)["2.3"]
+    assert torch.equal(alone, within)
+
+
+def test_folding_revives_nothing_that_a_given_topology_has_lost():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 3, 3)).eval()
+    convert(model, torch.rand(1, 1, 5, 5))
+    topology = Topology()
+    topology.add("1.weight", (3, 2, 3, 3), "kernel")
+    topology.edit({"1.weight": torch.tensor([[0, 1], [1, 1], [1, 1]]).bool().view(3, 2, 1, 1)})
+    assert int(fold(model, topology).masks["1.weight"].sum()) == 5

@@ -201,7 +201,8 @@ class Attached:
         """Return what the method's rule says of `layers`, all by default; nothing is changed yet."""
         if self.method is None:
             return {}
-        layers = self.layers if layers is None else layers
+        # a frozen layer has neither gradients to grow by nor training to recover in
+        layers = [la for la in (self.layers if layers is None else layers) if la.module.weight.requires_grad]
         views = self._views("gradient" in self.method.needs, stats)
         return self.method.rule(groups_of(layers, self.method, views, self.topology), self.topology.step)
 

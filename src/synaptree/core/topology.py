@@ -115,14 +115,12 @@ class Topology:
             self._check(name, mask)
         born, died = {}, {}
         self.version += 1
-        self._edits.append(self.step)
         for name, mask in masks.items():
             old, new = self.masks[name], mask.detach().clone()
             born[name], died[name] = new & ~old, old & ~new
             self.masks[name] = new
             self._remember_births(name, born[name])
-            self.born += int(born[name].sum())
-            self.died += int(died[name].sum())
+            self.born, self.died = self.born + int(born[name].sum()), self.died + int(died[name].sum())
         return Delta(born, died)
 
     def age(self, name: str) -> Tensor:
@@ -273,8 +271,10 @@ class Topology:
             )
 
     def _remember_births(self, name: str, born: Tensor) -> None:
-        if name not in self._births and not born.any():
+        if not born.any():
             return
+        if self._edits[-1] != self.step:
+            self._edits.append(self.step)
         births = self._births.setdefault(name, torch.zeros_like(born, dtype=torch.int32))
         births[born] = len(self._edits) - 1
 

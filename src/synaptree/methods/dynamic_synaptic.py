@@ -77,7 +77,7 @@ def dynamic_synaptic(
             model names first; on a topology that has masks already from its second window on.
         conv: granularity in convolutions, with `a` a mean over positions too; None leaves them alone.
         prune_output: whether the last linear layer is pruned too. If not, it loses only what dead units gave it.
-        floor: connections that each unit keeps, unless it dies by consequence.
+        floor: connections that each unit keeps, unless it dies by consequence; none where filters die whole.
         guard: share in [0, 1) of a layer's connections; a cut that leaves fewer is not made, and the layer is
             left alone from then on, which the log and the topology's notes say. 0 allows every cut.
         cascade: whether units die by consequence.

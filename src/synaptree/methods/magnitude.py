@@ -84,7 +84,8 @@ def iterative_magnitude(
 
     Args:
         cut: share in (0, 1) of the existing connections that goes at each call.
-        allocate: "global", or "uniform", "erdos_renyi" for their densities per layer.
+        allocate: "global"; "present", of each layer its share of what it has; or "uniform", "erdos_renyi"
+            for their densities per layer.
         conv: granularity in convolutions: "weight", "kernel" or "unit".
 
     When to use it: as the strongest control, where a training run per level is affordable. When not: it is

@@ -68,6 +68,8 @@ def set(
 def _rank(view: View) -> Tensor:
     """Return for each connection the share of those of its sign that are smaller, and half of itself; 0 for zeros."""
     size = at_granularity(view.weight, view.mask)
+    if size.isnan().any():
+        return size.double()  # the rule says what is wrong
     weight = view.weight if view.weight.shape == view.mask.shape else size
     rank = torch.zeros(view.mask.shape, dtype=torch.float64, device=size.device)
     for side in (weight > 0, weight < 0):

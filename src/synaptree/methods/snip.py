@@ -40,7 +40,8 @@ def snip(
 def _connection_sensitivity(view: View) -> Tensor:
     if view.grad is None:  # a parameter that the loss does not reach, or that is not trained
         return view.weight.new_zeros(view.mask.shape)
-    return at_granularity(view.weight * view.grad, view.mask)
+    # in half precision the product of two small numbers would be 0
+    return at_granularity(view.weight.float() * view.grad.float(), view.mask)
 
 
 _saliency = stateless(_connection_sensitivity, "gradient")

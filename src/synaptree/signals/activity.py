@@ -63,15 +63,13 @@ class Windows:
 
     def __call__(self, step: int) -> bool:
         """Return whether a window ends with the update `step`."""
-        return self.hold(step) and (step - self.first) % self.every == 0
+        return self.place(step) == self.every
 
-    def hold(self, step: int) -> bool:
-        """Return whether the update `step` lies in a window."""
-        return self.first < step and (self.last is None or step <= self.last)
-
-    def begin(self, step: int) -> bool:
-        """Return whether the update `step` is the first of a window."""
-        return self.hold(step) and (step - self.first - 1) % self.every == 0
+    def place(self, step: int) -> int:
+        """Return which update of its window `step` is, from 1 to `every`; 0 where it is in none."""
+        if step <= self.first or (self.last is not None and step > self.last):
+            return 0
+        return (step - self.first - 1) % self.every + 1
 
     def number(self, step: int) -> int:
         """Return how many windows have ended up to the update `step`."""
@@ -319,12 +317,13 @@ def _life(
         return {"memory": memory} | (flow.begin({}, view) if view.role == "weight" else {})
 
     def update(state: State, view: View) -> State:
-        if view.role == "bias" or not windows.hold(view.step):
+        place = windows.place(view.step)
+        if place == 0 or view.role == "bias":
             return state
-        # sums of a past window are kept until here: an edit at its end reads them
-        state = {**state, **flow.begin(state, view)} if windows.begin(view.step) else state
+        if place == 1:  # until here sums of the past window are kept: an edit at its end reads them
+            state = {**state, **flow.begin(state, view)}
         state = {**state, **flow.add(state, view)}
-        if windows(view.step) and flow.saw(state):
+        if place == windows.every and flow.saw(state):
             state["memory"] = age(state["memory"], state, view)
         return state
 

@@ -20,7 +20,8 @@ def mean_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], l
     Weights that are 0 have one too: it says what a connection there would bring.
 
     Args:
-        model: left as it is, in the mode it is in; parameters without `requires_grad` get none.
+        model: used in the mode it is in: in training mode batch norms go on counting and dropout draws.
+            Parameters without `requires_grad` get no gradient; no `.grad` is touched.
         batches: tuples of inputs `(samples, ...)` and targets.
         loss: the mean loss of a batch.
 

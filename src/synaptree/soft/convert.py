@@ -196,7 +196,7 @@ def _masks(graph: Graph, layers: Iterable[str], topology: Topology | None) -> di
 
 def _replace(model: nn.Module, conv: nn.Module, sources: Sources, mask: Tensor | None) -> None:
     layer = KernelStrengthConv2d.from_conv(cast(nn.Conv2d, conv))
-    layer.norms = dict(sources)
+    layer.norms, layer.norm_modules = dict(sources), {name: model.get_submodule(name) for name in sources}
     if mask is not None:
         layer.mask.copy_(mask)
     put(model, conv, layer)

@@ -32,6 +32,7 @@ class KernelStrengthConv2d(nn.Module):
         mask: buffer, bool `(out, in / groups)`, True where the kernel exists.
         norms: name of a batch norm in the model -> `(in,)` int64: its channel that input channel `j`
             comes from, or -1; set by `convert`.
+        norm_modules: these batch norms, by name.
 
     Example:
         >>> conv = nn.Conv2d(1, 1, (1, 2), bias=False)
@@ -54,6 +55,7 @@ class KernelStrengthConv2d(nn.Module):
         self.dilation, self.padding_mode = conv.dilation, conv.padding_mode
         self._edges = tuple(conv._reversed_padding_repeated_twice)
         self.norms: dict[str, Tensor] = {}
+        self.norm_modules: dict[str, nn.Module] = {}  # in a dict, so that they stay modules of the model alone
         weight, trained = conv.weight.detach().clone(), conv.weight.requires_grad
         if not weight.isfinite().all():
             raise NumericError(f"a kernel of {conv} is not finite; convert a network without NaN or infinity")

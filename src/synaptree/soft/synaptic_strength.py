@@ -162,10 +162,10 @@ def strength_scores(model: nn.Module, norm: Norm = "none") -> dict[str, Tensor]:
     """
     if norm not in ("none", "row"):
         raise unknown("norm", norm, ("none", "row"))
-    modules, scores = dict(modules_of(model)), {}
+    scores = {}
     for name, layer in strength_layers(model).items():
         score = layer.strength.detach().abs() * layer.mask
-        score = score * input_scale(layer, layer.norms, modules)
+        score = score * input_scale(layer, layer.norms, layer.norm_modules)
         if norm == "row":
             score = score / torch.linalg.vector_norm(score, dim=1, keepdim=True).clamp_min(1e-12)
         scores[name] = score
@@ -292,7 +292,7 @@ def _take_up(topology: Topology, name: str, weight: Tensor, mask: Tensor) -> Non
             f"{name} of shape {tuple(weight.shape)} has a mask of shape {tuple(topology.masks[name].shape)} already, "
             f"wanted one per kernel, {tuple(mask.shape)}: use the granularity \"kernel\""
         )
-    topology.edit({name: mask})
+    topology.edit({name: mask & topology.masks[name]})
 
 
 def _weight(name: str) -> str:
