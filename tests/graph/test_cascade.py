@@ -371,14 +371,25 @@ def test_reading_leaves_modes_statistics_and_random_state_alone():
     assert all(torch.equal(value, before[name]) for name, value in model.norm.state_dict().items())
 
 
-def test_a_model_is_read_once_and_can_be_forgotten():
+def test_a_model_is_read_as_it_is_now():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    on = site(model, (2,))
+    edit_with_dead_units(on, {"2.weight": tensor([[True, True]])})
+    model[1] = nn.Sigmoid()
+    nn.init.zeros_(model[0].bias)
+    nn.init.zeros_(model[2].bias)
+    nn.init.constant_(model[2].weight, 4.0)
+    # a unit without inputs gives sigmoid(0) = 0.5 now, where it gave relu(0) = 0
+    edit_with_dead_units(on, {"0.weight": tensor([[True, True], [False, False]])})
+    assert model[2].bias.item() == 2.0
+    assert on.topology.masks["2.weight"].tolist() == [[True, False]]
+
+
+def test_a_wrong_example_is_not_remembered():
     model = perceptron()
-    graph = graph_of(model, [torch.zeros(1, 4)])
-    assert graph_of(model, [torch.ones(2, 4)]) is graph
-    gone = weakref.ref(model)
-    del model, graph
-    gc.collect()
-    assert gone() is None
+    with pytest.raises(GraphError):
+        graph_of(model, [torch.zeros(1, 7)])
+    assert graph_of(model, [torch.zeros(1, 4)]) is not None
 
 
 def test_a_single_layer_has_no_units_to_lose():

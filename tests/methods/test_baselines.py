@@ -478,7 +478,7 @@ def test_every_baseline_runs_as_an_experiment_beside_random_connections_of_the_s
 # --- two processes
 
 
-def _rank(rank, ranks, folder):
+def _rank(rank, ranks, folder, name, options):
     """Train one of `ranks` processes on its part of the batch, and leave the masks after each update in a file."""
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(f"{folder}/store{ranks}", ranks)
@@ -486,7 +486,7 @@ def _rank(rank, ranks, folder):
     toy = Toy("wide", frozenset({"linear"}), network, (12,), 5)
     model = nn.parallel.DistributedDataParallel(toy.model())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
-    attached = attach(model, optimizer, build("rigl", density=0.3, alpha=0.6, every=1, last=8))
+    attached = attach(model, optimizer, build(name, **options))
     digests = []
     for _ in range(4):
         optimizer.zero_grad()
@@ -499,9 +499,13 @@ def _rank(rank, ranks, folder):
 
 
 @pytest.mark.slow
-def test_rigl_makes_the_same_masks_on_one_process_and_on_two(tmp_path):
+@pytest.mark.parametrize(("name", "options"), [
+    ("rigl", {"density": 0.3, "alpha": 0.6, "every": 1, "last": 8}),
+    ("dynamic_synaptic", {"alpha": 0.8, "patience": 1, "every": 2, "first": 0}),
+])  # fmt: skip
+def test_methods_make_the_same_masks_on_one_process_and_on_two(tmp_path, name, options):
     for ranks in (1, 2):
-        torch.multiprocessing.spawn(_rank, (ranks, tmp_path), nprocs=ranks)
+        torch.multiprocessing.spawn(_rank, (ranks, tmp_path, name, options), nprocs=ranks)
     one, first, second = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
     assert one == first == second
     assert len({*one}) > 1

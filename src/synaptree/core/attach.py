@@ -196,7 +196,7 @@ class Attached:
         return self.last
 
     def masks(
-        self, layers: Sequence[Layer] | None = None, stats: Mapping[str, Mapping[str, Tensor]] | None = None
+        self, layers: Sequence[Layer] | None = None, stats: Mapping[str, Mapping[str, Any]] | None = None
     ) -> dict[str, Tensor]:
         """Return what the method's rule says of `layers`, all by default; nothing is changed yet."""
         if self.method is None:
@@ -239,7 +239,7 @@ class Attached:
         if due:
             (method.edit or one_pass)(self)
 
-    def _views(self, gradient: bool, stats: Mapping[str, Mapping[str, Tensor]] | None = None) -> dict[str, View]:
+    def _views(self, gradient: bool, stats: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, View]:
         # after the step: a fused optimizer with a GradScaler has unscaled the gradients in place
         grads = {name: p.grad for name, p in self._parameters.items() if gradient and p.grad is not None}
         return views_of(self.layers, self.topology, grads=grads, stats=stats)
@@ -320,7 +320,7 @@ def _taste(inputs: list[Tensor], model: nn.Module, given: tuple[Any, ...]) -> No
 
 def views_of(
     layers: Iterable[Layer], topology: Topology, *,
-    grads: Mapping[str, Tensor] | None = None, stats: Mapping[str, Mapping[str, Tensor]] | None = None,
+    grads: Mapping[str, Tensor] | None = None, stats: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, View]:  # fmt: skip
     """Return the view of every masked weight and bias of `layers`, by parameter name.
 

@@ -41,7 +41,7 @@ class Site(Protocol):
     inputs: list[Tensor]
 
     def masks(
-        self, layers: Sequence[Layer] | None = None, stats: Mapping[str, Mapping[str, Tensor]] | None = None
+        self, layers: Sequence[Layer] | None = None, stats: Mapping[str, Mapping[str, Any]] | None = None
     ) -> dict[str, Tensor]:
         """Return what the method's rule says of `layers`, all by default; nothing is changed yet."""
 

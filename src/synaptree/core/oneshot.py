@@ -124,7 +124,7 @@ class Calibration:
         return {layer.name: probe.means(layer.name) for layer in self.layers}
 
     def masks(
-        self, layers: Sequence[Layer] | None = None, stats: Mapping[str, Mapping[str, Tensor]] | None = None
+        self, layers: Sequence[Layer] | None = None, stats: Mapping[str, Mapping[str, Any]] | None = None
     ) -> dict[str, Tensor]:
         """Return what the method's rule says of `layers`, all by default; nothing is changed yet."""
         if stats is None and self.method.watch:

@@ -40,7 +40,7 @@ class Probe:
         self, layers: tuple[Layer, ...], reductions: Mapping[str, Reduction], *, training: bool = False
     ) -> None:
         self.layers, self.reductions, self.training = layers, reductions, training
-        self._sums: dict[str, dict[str, Tensor]] = {layer.name: {} for layer in layers}
+        self._sums: dict[str, dict[str, Any]] = {layer.name: {} for layer in layers}
         self._dtypes = {layer.name: torch.promote_types(layer.module.weight.dtype, torch.float32) for layer in layers}
         self._hooks: list[Any] = []
 
@@ -63,18 +63,18 @@ class Probe:
             NumericError: a mean is not finite.
         """
         sums, dtype = dict(self._sums[name]), self._dtypes[name]
-        samples = sums.pop("samples", torch.tensor(0))
+        samples = sums.pop("samples", 0)
         means = {stat: (total / samples).to(dtype) for stat, total in sums.items()}
         for stat, mean in means.items():
             if not mean.isfinite().all():
                 raise NumericError(
-                    f"layer {name}: {stat} of its input is not finite over {int(samples)} samples; "
+                    f"layer {name}: {stat} of its input is not finite over {samples} samples; "
                     "look for NaN or infinity in the data or in the weights before it"
                 )
         return means
 
-    def take(self) -> dict[str, dict[str, Tensor]]:
-        """Return the sums of each layer, with their number of "samples", and begin anew."""
+    def take(self) -> dict[str, dict[str, Any]]:
+        """Return the sums of each layer, with their number of "samples", an int, and begin anew."""
         taken, self._sums = self._sums, {layer.name: {} for layer in self.layers}
         return taken
 
@@ -86,7 +86,7 @@ class Probe:
             return
         x, sums = next(iter((*inputs, *named.values()))).detach(), self._sums[layer.name]
         rows = x.numel() // max(1, x.shape[-1]) if layer.kind == "linear" else x.shape[0]
-        sums["samples"] = sums.get("samples", 0) + torch.tensor(rows, dtype=torch.float64)
+        sums["samples"] = sums.get("samples", 0) + rows
         for stat, reduce in self.reductions.items():
             # float64, so that the mean does not depend on how samples were cut into batches
             part = reduce(layer, x, output.detach()).double()

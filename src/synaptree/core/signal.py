@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class View(NamedTuple):
     mask: Tensor
     step: int
     rng: torch.Generator
-    stats: Mapping[str, Tensor]
+    stats: Mapping[str, Any]
 
 
 class Signal(NamedTuple):

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +21,8 @@ __all__ = ["cascade", "constant", "edit_with_dead_units", "graph_of"]
 
 _log = logging.getLogger("synaptree")
 
-_graphs: WeakKeyDictionary[nn.Module, Graph | str] = WeakKeyDictionary()
-"""Models -> their graph, or why there is none: a model is pruned again and again, and reading takes a while."""
-
-
 def graph_of(model: nn.Module, inputs: list[Tensor]) -> Graph | None:
-    """Return the graph of a model, read once; None for a single layer, which has no hidden units.
+    """Return the graph of a model; None for a single layer, which has no hidden units.
 
     Args:
         model: any; left as it is.
@@ -41,15 +36,7 @@ def graph_of(model: nn.Module, inputs: list[Tensor]) -> Graph | None:
         return None
     if not inputs:
         raise GraphError(f"{type(model).__name__} was not called with a tensor as its first argument")
-    if model not in _graphs:
-        try:
-            _graphs[model] = read(model, inputs[0][:1])
-        except GraphError as error:
-            _graphs[model] = str(error)  # an error itself holds on to the model
-    found = _graphs[model]
-    if isinstance(found, str):
-        raise GraphError(found)
-    return found
+    return read(model, inputs[0][:1].to(next(model.parameters()).device))
 
 
 def edit_with_dead_units(on: Site, masks: Mapping[str, Tensor]) -> list[str]:
