@@ -225,7 +225,7 @@ def test_a_model_that_cannot_take_the_data_is_named_before_training(tmp_path):
 
 def test_more_samples_than_images_are_refused_before_training(tmp_path):
     recipe = load_recipe(write(tmp_path, TINY), ["rounds.samples=5000"])
-    with pytest.raises(OptionError, match=r"rounds.samples = 5000: data set 'digits' has 1197 training images"):
+    with pytest.raises(OptionError, match=r"samples = 5000: data set 'digits' has 1197 training images"):
         start(recipe, tmp_path / "out")
 
 

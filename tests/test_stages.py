@@ -120,6 +120,12 @@ def test_a_sweep_trains_once_for_each_value_from_the_initial_weights(tmp_path):
     ("[sweep]\ncapacity = [0.3]\nevery = [2]\n", "wanted values of one option"),
     ("[sweep]\ncapacity = [0.3]\n[[programme]]\nstage = 'train'\n", "a programme or sweep, not both"),
     ("[sweep]\ncapacity = [0.01]\n", "at most the capacity"),
+    ("programme = []\n", "programme"),
+    ("[controls]\nrandom = [1]\n[[programme]]\nstage = 'seed'\nmethod = 'set'\n", "controls start from the dense"),
+    ("[[programme]]\nstage = 'prune'\nmethod = 'rigl'\n", "stage 'prune': rigl acts in training"),
+    ("[[programme]]\nstage = 'seed'\nmethod = 'magnitude'\n", "magnitude does not start sparse"),
+    ("[[programme]]\nstage = 'grow'\nmethod = 'rigl'\n", "stage 'grow': rigl acts in training"),
+    ("[controls]\nrandom = [1, 1]\n", "controls.random asks for a round twice"),
     ("[method_options]\ncapacity = 0.3\n[[programme]]\nstage = 'train'\n", "a programme or method_options, not both"),
 ])  # fmt: skip
 def test_what_cannot_be_run_is_refused_when_the_recipe_is_read(tmp_path, text, message):
@@ -144,3 +150,22 @@ def test_the_recipes_in_the_documents_are_valid(tmp_path):
         top, tables = form.partition("[[")[::2]
         text = top + first + (f"\n[[{tables}" if tables else "")
         assert load_recipe(write(tmp_path, text)).count >= 1
+
+
+def test_a_value_of_a_stage_can_be_set_from_the_command_line(tmp_path):
+    path = write(tmp_path, TINY + DEVELOP)
+    recipe = load_recipe(path, ["programme.3.options.epochs=7", "programme.4.times=1"])
+    assert recipe.programme[3].options == {"epochs": 7}
+    assert recipe.count == 4
+    for wrong in ("programme.99.options.epochs=1", "programme.x=1", "programme.0=1"):
+        with pytest.raises(OptionError, match="--set"):
+            load_recipe(path, [wrong])
+
+
+def test_a_control_of_a_sweep_starts_anew_at_every_point(tmp_path):
+    text = TINY.replace("strategic_synthesis", "rigl") + "[method_options]\nevery = 2\nlast = 4\n"
+    text += "[sweep]\ndensity = [0.1, 0.5]\n[controls]\nmagnitude = 'all'\n"
+    recipe = load_recipe(write(tmp_path, text))
+    own, magnitude = start(recipe, tmp_path / "out")
+    assert [part.density for part in own.rounds[1:]] == pytest.approx([0.1, 0.5], abs=0.01)
+    assert [part.density for part in magnitude.rounds] == pytest.approx([0.1, 0.5], abs=0.01)

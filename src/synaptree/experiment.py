@@ -145,8 +145,10 @@ class Run:
                 f"model {self.recipe.model!r} has {outputs} outputs, data set {data.name!r} has {data.classes} "
                 "classes: leave model_options.classes out"
             )
-        if (samples := self.recipe.rounds.samples) > (images := len(data.train.y)):
-            raise OptionError(f"rounds.samples = {samples}: data set {data.name!r} has {images} training images")
+        images = len(data.train.y)
+        for stage in self.stages() if self.control is None else ():
+            if isinstance(stage, Prune | Grow) and stage.method.needs and stage.samples > images:
+                raise OptionError(f"samples = {stage.samples}: data set {data.name!r} has {images} training images")
 
     def stages(self) -> list[Stage]:
         """Return the programme of this run."""
@@ -167,6 +169,8 @@ class Run:
                 stages += [self._prune(method), *self._restart(), Train(recipe.retraining, "retrain"), Measure()]
             return stages
         at = recipe.controls[self.control]
+        if at == "all" and recipe.sweep is not None:  # each point starts anew
+            at = tuple(range(1, recipe.count + 1))
         if at == "all":
             stages = [self._load(1)]
             for index in range(1, recipe.count + 1):

@@ -3,14 +3,14 @@
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import nn
 
 from synaptree import methods
 from synaptree.core.errors import OptionError, unknown
-from synaptree.stages import StageTable, programme_stages
+from synaptree.stages import StageTable, TrainTable, programme_stages
 from synaptree.train import zoo
 from synaptree.train.loop import TrainOptions
 from synaptree.train.programme import Measure
@@ -79,13 +79,13 @@ class Recipe(Part):
     data: str
     validation: int | None = Field(None, ge=1)
     threads: int | None = Field(None, ge=1)
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
     dense: TrainOptions = TrainOptions.model_validate({})
     method: str
     method_options: dict[str, Any] = {}
     rounds: Rounds = Rounds.model_validate({})
     retrain: dict[str, Any] = {}
-    programme: tuple[StageTable, ...] | None = None
+    programme: Annotated[tuple[StageTable, ...], Field(min_length=1)] | None = None
     sweep: dict[str, tuple[Any, ...]] | None = None
     controls: dict[str, Literal["all"] | tuple[int, ...]] = {}
 
@@ -125,11 +125,15 @@ class Recipe(Part):
         elif self.sweep is not None or self.method_options:
             key = "sweep" if self.sweep is not None else "method_options"
             raise ValueError(f"a recipe has a programme or {key}, not both: the stages say what their methods do")
+        elif self.controls and not (isinstance(first := self.programme[0], TrainTable) and first.method is None):
+            raise ValueError("controls start from the dense network: begin the programme with a stage that trains it")
         if self.programme is not None:
             try:
                 _ = programme_stages(self.programme, self.dense)
             except ValidationError as error:
                 raise ValueError("; ".join(_explain(part, "programme") for part in error.errors())) from None
+            except OptionError as error:
+                raise ValueError(str(error)) from None
         for option, values in (self.sweep or {}).items():
             if len(self.sweep or {}) > 1 or not values or not self.acts_in_training:
                 raise ValueError(f"sweep.{option}: wanted values of one option of a method that acts in training")
@@ -138,6 +142,8 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _controls_ask_for_rounds_there_are(self) -> Self:
         for name, at in self.controls.items():
+            if at != "all" and len(set(at)) < len(at):
+                raise ValueError(f"controls.{name} asks for a round twice: {list(at)}")
             for index in at if at != "all" else ():
                 if not 1 <= index <= self.count:
                     raise ValueError(f"controls.{name} asks for round {index}; there are rounds 1 to {self.count}")
@@ -254,11 +260,15 @@ def _override(config: dict[str, Any], text: str) -> None:
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
     *parts, last = key.strip().split(".")
+    inner: Any = config
     for part in parts:
-        config = config.setdefault(part, {})
-        if not isinstance(config, dict):
+        listed = isinstance(inner, list) and part.isdigit() and int(part) < len(inner)
+        inner = inner[int(part)] if listed else inner.setdefault(part, {}) if isinstance(inner, dict) else None
+        if not isinstance(inner, dict | list):
             raise OptionError(f"--set {text!r}: {part!r} is no part of a recipe")
-    config[last] = parsed
+    if not isinstance(inner, dict):
+        raise OptionError(f"--set {text!r}: wanted a stage and its key, as in programme.0.options.epochs=5")
+    inner[last] = parsed
 
 
 def _known(kind: str, name: str, known: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from synaptree import methods
+from synaptree.core.errors import OptionError
 from synaptree.core.method import Method
 from synaptree.train.growth import Grow, PruneUntil, Seed
 from synaptree.train.loop import TrainOptions
@@ -52,8 +53,17 @@ class WithMethod(Table):
     exclude: tuple[str, ...] = ()
 
     def build(self) -> Method:
-        """Return the method."""
-        return methods.build(self.method, **self.method_options)
+        """Return the method.
+
+        Raises:
+            OptionError: it cannot do what the stage asks.
+        """
+        method = methods.build(self.method, **self.method_options)
+        if self.stage == "seed" and method.start is None:
+            raise OptionError(f"stage 'seed': {self.method} does not start sparse")
+        if self.stage != "seed" and method.acts_in_training and method.edit is None:
+            raise OptionError(f"stage {self.stage!r}: {self.method} acts in training; give it to a stage 'train'")
+        return method
 
 
 class TrainTable(Training):

@@ -232,12 +232,13 @@ def test_a_pruning_rule_that_brings_connections_to_life_is_caught():
 
 
 def test_newborns_with_old_optimizer_state_are_caught(monkeypatch):
-    monkeypatch.setattr(Attached, "_forget", lambda *_: None)
+    monkeypatch.setattr("synaptree.core.attach.forget", lambda *_: None)
     fails(registered(lambda m, _: m), "newborns_start_at_zero", "wanted exp_avg of newborns 0")
 
 
 def test_newborns_that_do_not_start_at_0_are_caught(monkeypatch):
-    monkeypatch.setattr(Attached, "_forget", lambda _, parameter, born: parameter.masked_fill_(born, 0.5))
+    half = lambda _, parameter, born: parameter.masked_fill_(born, 0.5)  # noqa: E731
+    monkeypatch.setattr("synaptree.core.attach.forget", half)
     fails(registered(lambda m, _: m), "newborns_start_at_zero", "wanted newborn weights 0")
 
 

@@ -256,3 +256,9 @@ def test_the_json_of_a_row_holds_its_fields() -> None:
     (found,) = json.loads(as_json([row]))
     assert (found["control"], found["seeds"], found["indicative"]) == ("random", 3, False)
     assert found["difference"]["mean"] == pytest.approx(-2.0)
+
+
+def test_a_sparse_first_round_is_no_dense_network_to_compare_with():
+    seeds = [a_result(seed, rounds=[a_round(0, [1, 2], density=0.05), a_round(1, [1])]) for seed in range(3)]
+    rows = summary(seeds)
+    assert [row.difference for row in rows] == [None, None]

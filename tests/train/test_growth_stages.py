@@ -8,13 +8,14 @@ from synaptree.core.errors import OptionError
 from synaptree.core.method import Method
 from synaptree.core.rule import Density
 from synaptree.core.signal import magnitude
+from synaptree.core.topology import Topology
 from synaptree.methods import build
 from synaptree.train import zoo
 from synaptree.train.data import load
 from synaptree.train.growth import Grow, PruneUntil, Seed
 from synaptree.train.loop import Interrupted, TrainOptions, evaluate, macro_auc
 from synaptree.train.network import Network
-from synaptree.train.programme import Measure, Renew, Surroundings, Train, develop
+from synaptree.train.programme import Measure, Prune, Renew, Surroundings, Train, develop
 
 SHORT = TrainOptions(epochs=2, batch=300, lr=1e-2)
 STRATEGIC = build("strategic_synthesis", seed_density=0.1, capacity=0.3, grow_fraction=0.5)
@@ -31,7 +32,7 @@ def around(tmp_path) -> Surroundings:
 
 
 def run(stages, around, **options) -> Network:
-    network = Network(fresh(around.seed))
+    network = Network(fresh(around.seed), Topology(around.seed))
     for _ in develop(network, stages, around, identity="me", **options):
         pass
     return network
@@ -190,3 +191,98 @@ def test_macro_auc_is_that_of_each_class_against_the_rest(around):
         # the share of pairs that are in the right order
         areas.append((own[:, None] > other).double().mean().item())
     assert macro_auc(model, data, part) == pytest.approx(sum(areas) / 10, abs=1e-6)
+
+
+class TestWhatIsPutBack:
+    def test_a_network_that_was_never_pruned_comes_back_dense_where_no_cut_passes(self, around):
+        trained = Train(SHORT.model_copy(update={"epochs": 8}))
+        hard = build("iterative_magnitude", cut=0.97, allocate="present")
+        network = run([trained, PruneUntil(SHORT, hard, tolerance=0.0, fails=1), Measure()], around)
+        assert around.log["rounds"][0]["density"] == 1.0
+        assert network.topology.notes == ["1 cuts, the first 0 of them kept"]
+
+    def test_masks_that_only_a_failed_cut_added_go_again(self, around):
+        def add_a_mask(on):
+            on.edit(on.masks())
+            on.topology.add("fc1.bias", (12,))
+
+        adding = replace(build("iterative_magnitude", cut=0.97, allocate="present"), edit=add_a_mask)
+        trained = Train(SHORT.model_copy(update={"epochs": 8}))
+        stage = PruneUntil(SHORT, adding, tolerance=0.0, fails=1, unused_paths=False)
+        network = run([Seed(STRATEGIC), trained, stage], around)
+        assert "fc1.bias" not in network.topology.masks
+
+    def test_a_gate_that_ended_growth_leaves_a_state_that_can_be_saved_and_resumed(self, around):
+        trained = Train(SHORT.model_copy(update={"epochs": 8}))
+        four = SHORT.model_copy(update={"epochs": 4})
+        stages = [Seed(STRATEGIC), trained, Grow(four, HARMFUL, gate=True, limit=1)]
+        network = Network(fresh(around.seed))
+        for _ in develop(network, stages, around, identity="me", every=0.0):  # a checkpoint after every epoch
+            pass
+        assert "1 growth events, 1 of them undone" in network.topology.notes
+
+    def test_events_undone_count_neither_births_nor_accuracies(self, around):
+        trained = Train(SHORT.model_copy(update={"epochs": 8}))
+        gated = Grow(SHORT, HARMFUL, gate=True, limit=1)
+        network = run([Seed(STRATEGIC), trained, Measure(), gated, Measure()], around)
+        before, after = around.log["rounds"]
+        assert (after["born"], after["died"], after["density"]) == (0, 0, before["density"])
+        # the epoch before the event passed; the one after it did not
+        logged = [entry["validation_accuracy"] for entry in around.log["epochs"]]
+        assert network.recent == [*logged[-4:-2], logged[-2]]
+
+    def test_the_best_weights_of_an_undone_event_are_not_chosen(self, around):
+        trained = Train(SHORT.model_copy(update={"epochs": 8}))
+        choosing = SHORT.model_copy(update={"selection": "best_validation"})
+        network = run([Seed(STRATEGIC), trained, Grow(choosing, HARMFUL, gate=True, limit=1)], around)
+        assert evaluate(network.model, around.data, around.data.validation) == pytest.approx(max(network.recent[-1:]))
+
+    def test_newborns_of_an_event_have_no_history_when_a_checkpoint_is_written(self, around):
+        seen = []
+
+        def look(stage, log):
+            if log is not None and stage.name == "grow" and network.optimizer is not None:
+                state = network.optimizer.state[network.model.fc1.weight]
+                newborn = (network.model.fc1.weight == 0) & network.topology.masks["fc1.weight"]
+                seen.append((int(newborn.sum()), state["exp_avg"][newborn].abs().max().item()))
+
+        around.watch = look
+        network = Network(fresh(7))
+        three = SHORT.model_copy(update={"epochs": 3})
+        for _ in develop(network, [Seed(STRATEGIC), Grow(three, STRATEGIC)], around, identity="me"):
+            pass
+        assert seen[0][0] >= 38  # born at the first event
+        assert seen[0][1] == 0.0
+
+
+def test_growth_of_a_network_without_masks_keeps_dead_weights_dead(around):
+    network = run([Grow(SHORT, build("magnitude", density=0.1)), Measure()], around)
+    for name, parameter in network.topology.parameters(network.model):
+        assert not parameter[~network.topology.expanded(name)].any()
+
+
+def test_what_one_methods_signals_remembered_is_no_memory_of_another(around):
+    leaky = {"every": 2, "first": 0, "patience_rule": "leaky", "survival_start": 100.0}
+    stages = [
+        Train(SHORT, "a", build("dynamic_synaptic", every=2, first=0, patience=1, alpha=0.0)), Measure(),
+        Train(SHORT, "b", build("dynamic_synaptic", **leaky)), Measure(),
+    ]  # fmt: skip
+    run(stages, around)
+    # blank pixels lose their connections; a score that begins at 100 is not used up in four windows, but the counts
+    # of the first method, read as scores, would be
+    first, second = around.log["rounds"]
+    assert first["died"] > 0
+    assert second["died"] == 0
+
+
+def test_an_interrupted_dense_network_goes_on_with_its_own_random_state(around, tmp_path):
+    stages = [Train(SHORT), Prune(build("random", density=0.5))]
+    straight = run(stages, around)
+    folder = tmp_path / "again"
+    folder.mkdir()
+    updates = iter(range(1, 100))
+    parted = replace(around, folder=folder, log={"epochs": [], "rounds": []}, stop=lambda: next(updates) == 3)
+    with pytest.raises(Interrupted):
+        run(stages, parted)
+    resumed = run(stages, replace(parted, stop=lambda: False, log={"epochs": [], "rounds": []}), resume=True)
+    assert resumed.topology.digest() == straight.topology.digest()

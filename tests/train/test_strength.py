@@ -85,6 +85,19 @@ def test_strengths_want_a_network_that_is_not_pruned(around):
         run([Prune(build("magnitude", density=0.5)), LearnStrengths()], around)
 
 
+def test_slimming_wants_a_network_that_is_not_pruned(around):
+    with pytest.raises(OptionError, match="not pruned yet"):
+        run([Prune(build("magnitude", density=0.5)), Slim(0.5)], around)
+
+
+def test_the_random_state_after_folding_is_that_of_the_seed(around):
+    states = [
+        run(STRENGTHEN, replace(around, seed=seed, log={"epochs": [], "rounds": []})).topology.rng.get_state()
+        for seed in (1, 2)
+    ]
+    assert not torch.equal(*states)
+
+
 def test_slimming_cuts_whole_channels_by_their_scale(around):
     slimmed = SHORT.model_copy(update={"penalty": PenaltyOptions(kind="gamma", weight=1e-2)})
     network = run([Train(slimmed), Slim(0.5, images=600), Measure("slim")], around)

@@ -18,7 +18,7 @@ from synaptree.core.rule import Group, Part
 from synaptree.core.signal import View
 from synaptree.core.topology import Delta, Topology
 
-__all__ = ["Attached", "attach", "groups_of", "inner_optimizer", "one_pass", "views_of"]
+__all__ = ["Attached", "attach", "forget", "groups_of", "inner_optimizer", "one_pass", "views_of"]
 
 _owners: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """Parameter -> weak reference to the Attached that masks it, so that two cannot fight over one."""
@@ -76,7 +76,7 @@ def attach(
             "and attach with the topology it returns"
         )
     layers, fresh = layers_of(model, method.granularity, include, exclude) if method else (), not topology.masks
-    with topology.restored_on_error():
+    with topology.restored_on_error(*(model.parameters() if fresh and method and method.start else ())):
         if method is not None:
             topology.cover(layers, method.granularity, biases=method.biases)
         attached = Attached(model, optimizer, method, topology, layers)
@@ -191,7 +191,7 @@ class Attached:
         for name, born in self.last.born.items():
             if born.any():
                 self._parameters[name].masked_fill_(born, 0.0)
-                self._forget(self._parameters[name], born)
+                forget(self.optimizer, self._parameters[name], born)
         self.topology.apply(self.model)
         return self.last
 
@@ -212,7 +212,7 @@ class Attached:
             before = self._known
             self._refresh()
             for name, mask in self._known.items():
-                self._forget(self._parameters[name], mask & ~before.get(name, mask))
+                forget(self.optimizer, self._parameters[name], mask & ~before.get(name, mask))
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - torch's hook
@@ -279,12 +279,6 @@ class Attached:
             for name, p in zip(sparse, self._masked, strict=True)
         ]
 
-    def _forget(self, parameter: nn.Parameter, born: Tensor) -> None:
-        """Set the optimizer state of newborn weights to 0."""
-        for value in self.optimizer.state.get(parameter, {}).values() if self.optimizer else ():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                value.masked_fill_(born, 0.0)
-
 
 def groups_of(layers: Iterable[Layer], method: Method, views: Mapping[str, View], topology: Topology) -> list[Group]:
     """Return the groups of a rule: the scores of every layer by every signal of `method`."""
@@ -301,6 +295,13 @@ def groups_of(layers: Iterable[Layer], method: Method, views: Mapping[str, View]
     return [group(layer) for layer in layers]
 
 
+def forget(optimizer: Optimizer | None, parameter: nn.Parameter, born: Tensor) -> None:
+    """Set the optimizer state of newborn weights of `parameter` to 0; `born` is bool, broadcast over it."""
+    for value in optimizer.state.get(parameter, {}).values() if optimizer else ():
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            value.masked_fill_(born, 0.0)
+
+
 def one_pass(site: Site) -> None:
     """Edit the topology by one pass of the method's rule over all layers."""
     site.edit(site.masks())
@@ -315,7 +316,7 @@ def _let_go(probe: Probe, hooks: list[Any]) -> None:
 def _taste(inputs: list[Tensor], model: nn.Module, given: tuple[Any, ...]) -> None:
     """Keep a sample of what flows into the model."""
     if model.training and given and isinstance(given[0], Tensor):
-        inputs[:] = [given[0][:1].detach()]
+        inputs[:] = [given[0][:1].detach().clone()]  # a view would keep the batch
 
 
 def views_of(

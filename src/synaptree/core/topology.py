@@ -213,7 +213,7 @@ class Topology:
             raise CheckpointError("the checkpoint holds no masks: it was not written by a synaptree topology")
         trial = Topology()
         try:
-            trial._take(state)
+            trial.restore(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"the checkpoint is damaged: {type(error).__name__}: {error}") from error
         if differ := self._forms() - trial._forms():
@@ -221,7 +221,7 @@ class Topology:
             raise CheckpointError(
                 f"the checkpoint belongs to another model or method: {names} differ in name, shape or granularity"
             )
-        self._take(state)
+        self.restore(state)
 
     @contextmanager
     def restored_on_error(self, *values: Tensor) -> Iterator[None]:
@@ -230,7 +230,7 @@ class Topology:
         try:
             yield
         except BaseException:
-            self._take(before)
+            self.restore(before)
             for value, copy in zip(values, copies, strict=True):
                 value.detach().copy_(copy)
             raise
@@ -238,7 +238,8 @@ class Topology:
     def __repr__(self) -> str:
         return f"Topology({len(self.masks)} masks, density {self.density():.4f}, step {self.step})"
 
-    def _take(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Put back exactly what `state_dict` returned, whatever masks are here now."""
         self.version += 1
         self.shapes = {name: tuple(shape) for name, shape in state["shapes"].items()}
         devices = {name: mask.device for name, mask in self.masks.items()}

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from reprlib import repr as shorten
@@ -153,16 +153,22 @@ def rounds_by_seed(results: Iterable[Result]) -> dict[Key, dict[int, Round]]:
 def summary(results: Iterable[Result]) -> list[Row]:
     """Return one row for each recipe, method or control, and round.
 
-    Dense is round 0 of the method itself with the same seed; the difference to it is left out (None)
-    unless every seed of the row has its dense partner and both have their test errors. Finished rounds
-    of interrupted and failed runs count.
+    Dense is round 0 of the method itself with the same seed, if it has all its connections; the difference
+    to it is left out (None) unless every seed of the row has its dense partner and both have their test
+    errors. Finished rounds of interrupted and failed runs count.
 
     Raises:
         DataError: a seed occurs twice in a row, seeds of different configurations or test sets of different
             sizes are compared.
     """
     groups = rounds_by_seed(results)
-    return [_row(key, groups[key], groups.get((*key[:2], None, 0), {})) for key in groups]
+    return [_row(key, groups[key], dense_rounds(groups, key)) for key in groups]
+
+
+def dense_rounds(groups: Mapping[Key, dict[int, Round]], key: Key) -> dict[int, Round]:
+    """Return the dense rounds beside those of `key`, by seed: round 0 of the method, if it has all its connections."""
+    first = groups.get((*key[:2], None, 0), {})
+    return first if all(r.density == 1 for r in first.values()) else {}
 
 
 def _row(key: Key, rounds: dict[int, Round], dense: dict[int, Round]) -> Row:
@@ -238,7 +244,7 @@ def sparsest(rows: Iterable[Row], margin: float = 0.2) -> Row | None:
     At most `margin` points below counts as the same. The test set has no say in the choice.
     """
     own = [row for row in rows if row.control is None]
-    dense = next((row.validation for row in own if row.round == 0), math.inf)
+    dense = next((row.validation for row in own if row.round == 0 and row.density == 1), math.inf)
     fit = [row for row in own if row.round and row.validation >= dense - margin / 100 - 1e-9]
     return min(fit, key=lambda row: row.density, default=None)
 

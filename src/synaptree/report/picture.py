@@ -92,7 +92,7 @@ def _accuracy(axes: Axes, lines: dict[str | None, Line], method: str) -> None:
     for control, color, marker in controls:
         _curve(axes, lines[control], kind, label=control, color=color, marker=marker, lw=1.2, ms=7, zorder=3)
     _curve(axes, lines[None], kind, label=method, color=METHOD, marker="o", lw=2.8, ms=8, zorder=5)
-    if lines[None][0][0].round == 0:
+    if lines[None][0][0].round == 0 and all(r.density == 1 for r in lines[None][0]):
         dense = fmean(_percent(lines[None][0], kind))
         axes.axhline(dense, color="0.45", lw=1.2, ls=(0, (5, 3)), zorder=2, label="dense")
     axes.set(title=f"Accuracy on the {kind} set", xlabel="density (dense to sparse)", xscale="log")

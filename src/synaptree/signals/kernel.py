@@ -8,7 +8,8 @@ __all__ = ["scaled_kernel"]
 
 
 def _read(view: View) -> Tensor:
-    return at_granularity(view.weight, view.mask) * view.stats["scale"]
+    scale: Tensor = view.stats["scale"]
+    return at_granularity(view.weight, view.mask) * scale
 
 
 scaled_kernel = stateless(_read, "data")

@@ -4,14 +4,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from synaptree.core.attach import attach
+from synaptree.core.attach import attach, forget
 from synaptree.core.errors import OptionError
+from synaptree.core.layer import layers_of
 from synaptree.core.method import Method, Site
 from synaptree.core.oneshot import prune
 from synaptree.graph.cascade import edit_with_dead_units
 from synaptree.train.loop import TrainOptions, evaluate, macro_auc
 from synaptree.train.network import Network
-from synaptree.train.programme import Surroundings, Train, loss_gradients
+from synaptree.train.programme import Surroundings, Train, density_of, loss_gradients
 
 __all__ = ["Grow", "PruneUntil", "Seed"]
 
@@ -78,6 +79,8 @@ class Grow:
         if not network.within:
             network.round = network.round + 1 if self.index is None else self.index
             network.trial = {"undone": 0, "grown": 0, "ended": False}
+            layers = layers_of(network.model, self.method.granularity, exclude=self.exclude)
+            network.topology.cover(layers, self.method.granularity, biases=self.method.biases)
         for _ in Train(self.options, self.name, index=network.round).epochs(network, around):
             if not network.trial["ended"]:
                 self._judge(network, around)
@@ -104,13 +107,18 @@ class Grow:
         trial, topology = network.trial, network.topology
         trial["ended"] = trial["undone"] >= self.limit
         if trial["ended"] or network.within["epoch"] == self.options.epochs:
+            trial.pop("before", None)
             return
         if self.gate:
             trial["before"] = network.snapshot()
-        born = topology.born
+        before = dict(topology.masks)
         gradients = loss_gradients(network, around, self.samples) if "gradient" in self.method.needs else None
         prune(network.model, self.method, topology=topology, exclude=self.exclude, gradients=gradients)
-        trial["ended"] = topology.born == born
+        born = {name: mask & ~before[name] for name, mask in topology.masks.items() if name in before}
+        for name, parameter in topology.parameters(network.model):
+            if name in born:
+                forget(network.optimizer, parameter, born[name])
+        trial["ended"] = not any(bool(part.any()) for part in born.values())
         trial["grown"] += not trial["ended"]
 
 
@@ -149,13 +157,12 @@ class PruneUntil:
         """Cut, retrain and judge; `network.trial` holds the last network that passed."""
         if not network.within and not network.trial:
             network.round = network.round + 1 if self.index is None else self.index
-            recent = [entry["validation_accuracy"] for entry in around.log["epochs"][-3:]]
-            if not recent:
+            if not (recent := network.recent):
                 raise OptionError("nothing was trained before pruning: no accuracy to count the tolerance from")
             wanted = sum(recent) / len(recent) - self.tolerance
             network.trial = {"wanted": wanted, "failed": 0, "cuts": 0, "kept": 0, "best": network.snapshot()}
         trial = network.trial
-        while network.within or (trial["failed"] < self.fails and network.topology.density() > self.min_density):
+        while network.within or (trial["failed"] < self.fails and density_of(network) > self.min_density):
             if not network.within:
                 before = network.topology.digest()
                 self._cut(network, around)

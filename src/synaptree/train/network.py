@@ -19,6 +19,8 @@ __all__ = ["Network", "Weights", "load_checkpoint", "load_optimizer", "reached",
 
 Weights = dict[str, Tensor]
 
+_PLAIN = ("step", "epoch", "round", "stage", "within", "counted", "recent")  # parts of a network that are plain JSON
+
 
 @dataclass
 class Network:
@@ -37,6 +39,7 @@ class Network:
         best: the best weights of the stage at work by validation accuracy, where it selects.
         trial: what a stage that tries and judges remembers: numbers, and the state it may go back to.
         counted: connections born and died before the last measurement.
+        recent: validation accuracies of the last three epochs that the network as it stands went through.
     """
 
     model: nn.Module
@@ -51,6 +54,7 @@ class Network:
     best: Weights = field(default_factory=dict)
     trial: dict[str, Any] = field(default_factory=dict)
     counted: list[int] = field(default_factory=lambda: [0, 0])
+    recent: list[float] = field(default_factory=list)
 
     def weights(self) -> Weights:
         """Return a copy of the model's parameters and buffers."""
@@ -64,15 +68,20 @@ class Network:
     def snapshot(self) -> dict[str, Any]:
         """Return copies of all that an edit and the training after it may change."""
         optimizer = self.optimizer.state_dict() if self.optimizer is not None else {}
-        return {"model": self.weights(), "optimizer": deepcopy(optimizer), "topology": self.topology.state_dict()}
+        return {
+            "model": self.weights(), "optimizer": deepcopy(optimizer), "topology": self.topology.state_dict(),
+            "best": dict(self.best), "recent": list(self.recent),
+            "within": {key: self.within[key] for key in ("best", "masks") if key in self.within},
+        }  # fmt: skip
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Undo exactly what happened since `snapshot`; only random draws and counts of births and deaths go on."""
-        rng, born, died = self.topology.rng.get_state(), self.topology.born, self.topology.died
+        """Undo exactly what happened since `snapshot`; only random draws go on."""
+        rng = self.topology.rng.get_state()
         self.model.load_state_dict(snapshot["model"])
-        self.topology.load_state_dict(snapshot["topology"])
+        self.topology.restore(snapshot["topology"])
         self.topology.rng.set_state(rng)
-        self.topology.born, self.topology.died = born, died
+        self.best, self.recent = dict(snapshot["best"]), list(snapshot["recent"])
+        self.within |= snapshot["within"]
         if self.optimizer is not None:
             load_optimizer(self.optimizer, snapshot["optimizer"])
 
@@ -84,7 +93,7 @@ class Network:
 
 def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     """Load an optimizer's state in the memory layout of its parameters, which fused kernels take for granted."""
-    optimizer.load_state_dict(dict(state))
+    optimizer.load_state_dict(deepcopy(dict(state)))  # it would hold on to the tensors given
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
@@ -109,7 +118,7 @@ def save_checkpoint(network: Network, path: str | Path, *, identity: str, log: M
         optimizer = network.optimizer.state_dict()
     plain: dict[str, Any] = {
         "identity": identity, "log": log,
-        "network": {key: getattr(network, key) for key in ("step", "epoch", "round", "stage", "within", "counted")},
+        "network": {key: getattr(network, key) for key in _PLAIN},
         "topology": _flatten(topology, "topology", tensors),
         "optimizer": _flatten(optimizer, "optimizer", tensors),
         "trial": _flatten(network.trial, "trial", tensors),
@@ -141,8 +150,8 @@ def load_checkpoint(network: Network, path: str | Path, *, identity: str) -> tup
         if part in parts:
             parts[part][rest] = value
     topology = Topology()
-    if plain["topology"]["masks"]:
-        topology.load_state_dict(_unflatten(plain["topology"], tensors))
+    known = _unflatten(plain["topology"], tensors)
+    (topology.load_state_dict if known["masks"] else topology.restore)(known)
     network.model.load_state_dict(parts["model"])
     network.topology, network.best, network.kept = topology, parts["best"], {}
     for name, value in parts["kept"].items():

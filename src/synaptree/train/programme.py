@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synaptree.artifact.interchange import load_into, read_tensors, save_sparse, write_tensors
-from synaptree.core.errors import OptionError
+from synaptree.core.errors import AttachError, OptionError
+from synaptree.core.layer import layers_of
 from synaptree.core.method import Method
 from synaptree.core.oneshot import prune
 from synaptree.core.topology import Topology
@@ -23,7 +24,7 @@ from synaptree.train.network import Network, load_checkpoint, reached, save_chec
 
 __all__ = [
     "CHECKPOINT", "Adopt", "Load", "Log", "Measure", "Prune", "Reinitialise", "Renew", "Reshaping", "Rewind", "Shuffle",
-    "Stage", "Surroundings", "Train", "develop", "loss_gradients", "read_test",
+    "Stage", "Surroundings", "Train", "density_of", "develop", "loss_gradients", "read_test",
 ]  # fmt: skip
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -112,6 +113,7 @@ class Train:
             network.round = network.round + (self.method is not None) if self.index is None else self.index
             if self.method is not None:
                 network.topology.count_from(0)
+                network.topology.state = {}  # what another method's signals remembered under the same name
         for _ in self.epochs(network, around):
             pass
 
@@ -131,11 +133,12 @@ class Train:
             keep=around.keep, optimizer_state=around.optimizer_state, stop=around.stop,
         )  # fmt: skip
         for log in logs:
+            network.recent = [*network.recent, log.validation_accuracy][-3:]
             yield log
             around.log["epochs"].append({
                 "stage": self.name, "round": network.round, "epoch": log.epoch, "step": network.step,
                 "loss": log.loss, "validation_accuracy": log.validation_accuracy,
-                "density": network.topology.density(), "seconds": log.seconds,
+                "density": density_of(network), "seconds": log.seconds,
             })  # fmt: skip
             around.watch(self, log)
 
@@ -355,6 +358,20 @@ def develop(
         raise
     finally:
         around.watch = watch
+
+
+def density_of(network: Network) -> float:
+    """Return the share of weights that exist, in [0, 1], of all linear and convolution layers."""
+    try:
+        layers = layers_of(network.model)
+    except AttachError:  # a network whose layers all have strengths
+        return 1.0
+    masks, weights = network.topology.masks, sum(layer.module.weight.numel() for layer in layers)
+    alive = sum(
+        network.topology.weights_alive(layer.weight) if layer.weight in masks else layer.module.weight.numel()
+        for layer in layers
+    )
+    return alive / weights
 
 
 def read_test(around: Surroundings) -> None:

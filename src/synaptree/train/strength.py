@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+
 from synaptree.core.errors import OptionError
+from synaptree.core.topology import Topology
 from synaptree.soft.convert import convert
 from synaptree.soft.network_slimming import slim
-from synaptree.soft.synaptic_strength import fold, prune_strengths, recalibrate
+from synaptree.soft.synaptic_strength import fold, prune_strengths, recalibrate, strength_scores
 from synaptree.train.data import batches
 from synaptree.train.network import Network
 from synaptree.train.programme import Surroundings
@@ -58,13 +61,16 @@ class FoldStrengths:
 
     def run(self, network: Network, around: Surroundings) -> None:
         """Cut, recalibrate, fold."""
-        prune_strengths(network.model, self.ratio, floor=self.floor, norm=self.norm)
+        sizes = torch.cat([score.flatten() for score in strength_scores(network.model).values()])
+        weak = float((sizes < 1e-3).double().mean())
+        kept = prune_strengths(network.model, self.ratio, floor=self.floor, norm=self.norm)
         _recalibrate(network, around, self.images)
         self.reshape(network, around)
+        network.topology.notes = [f"{weak:.1%} of the strengths were below 0.001 before the cut", str(kept)]
 
-    def reshape(self, network: Network, around: Surroundings) -> None:  # noqa: ARG002
+    def reshape(self, network: Network, around: Surroundings) -> None:
         """Put plain convolutions back; their masks become the topology's."""
-        network.topology = fold(network.model)
+        network.topology = fold(network.model, Topology(around.seed))
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,15 @@ class Slim:
     images: int = 25_600
 
     def run(self, network: Network, around: Surroundings) -> None:
-        """Cut and recalibrate."""
-        network.topology = slim(network.model, around.data.normalise(around.data.validation.x[:2]), self.ratio)
+        """Cut and recalibrate.
+
+        Raises:
+            OptionError: connections of it are masked already.
+        """
+        if network.topology.masks:
+            raise OptionError("slimming wants a network that is not pruned yet: renew it first")
+        example = around.data.normalise(around.data.validation.x[:2])
+        network.topology = slim(network.model, example, self.ratio, Topology(around.seed))
         _recalibrate(network, around, self.images)
 
 
