@@ -124,7 +124,7 @@ class _Pruning:
         layers = [layer for layer in on.layers if layer.name not in spared and "stopped" not in memory[layer]]
         masks = on.masks(layers)
         for layer in layers:
-            if layer.weight not in masks:  # the guard held the cut back
+            if layer.weight not in masks and layer.module.weight.requires_grad:  # the guard held the cut back
                 memory[layer]["stopped"] = torch.tensor(True)
         notes = [f"{la.weight}: no longer pruned: too little would be left" for la in memory if "stopped" in memory[la]]
         cut = any((on.topology.masks[name] & ~mask).any() for name, mask in masks.items())

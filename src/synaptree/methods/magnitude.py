@@ -1,13 +1,15 @@
 """Magnitude pruning, at once and gradually: the control every other method is compared with."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 from synaptree.core.allocate import allocation, check_density
 from synaptree.core.errors import OptionError
 from synaptree.core.method import Method, method
-from synaptree.core.rule import Density
+from synaptree.core.rule import Density, Rule
 from synaptree.core.schedule import Cubic, Every
 from synaptree.core.signal import magnitude as by_magnitude
+from synaptree.rules.threshold import Threshold
 
 __all__ = ["gradual_magnitude", "iterative_magnitude", "magnitude"]
 
@@ -75,7 +77,10 @@ def gradual_magnitude(
 
 @method
 def iterative_magnitude(
-    cut: float = 0.2, allocate: str | Mapping[str, float] = "global", conv: str = "weight"
+    cut: float = 0.2,
+    allocate: str | Mapping[str, float] = "global",
+    conv: str = "weight",
+    cut_rule: Literal["exact", "strict", "sigma"] = "exact",
 ) -> Method:
     """Cut a share of what is left, the smallest weights of the whole network first; one call is one level.
 
@@ -87,14 +92,19 @@ def iterative_magnitude(
         allocate: "global"; "present", of each layer its share of what it has; or "uniform", "erdos_renyi"
             for their densities per layer.
         conv: granularity in convolutions: "weight", "kernel" or "unit".
+        cut_rule: "exact" as above; "strict" as in the published code, which also cuts the next smallest and all
+            its equals, over the whole network; "sigma" cuts in each layer what is at most `cut` times the
+            standard deviation of its weights about 0. The last two do not use `allocate`.
 
     When to use it: as the strongest control, where a training run per level is affordable. When not: it is
     not, or large networks are rewound to their very first weights; then rewind to a later step.
     Paper: Frankle and Carbin 2019 (1803.03635), section 2.
-    Differs: exactly `ceil(cut n)` go; the published code also cuts the next smallest and all ties, and
-    leaves the output layer out (here: `exclude=[...]`).
+    Differs: by default exactly `ceil(cut n)` go. The published code leaves the output layer out (here:
+    `exclude=[...]`). "sigma" follows Han et al. 2015 (1506.02626).
     """
     if not 0 < cut < 1:
         raise OptionError(f"iterative_magnitude: cut = {cut!r}: wanted a share between 0 and 1")
-    rule = Density(1 - cut, allocation(allocate), of_remaining=True)
+    rule: Rule = Density(1 - cut, allocation(allocate), of_remaining=True)
+    if cut_rule != "exact":
+        rule = Threshold(sigma=cut) if cut_rule == "sigma" else Threshold(cut=cut, strict=True)
     return Method(rule, {"keep": by_magnitude}, granularity={"linear": "weight", "conv": conv})
