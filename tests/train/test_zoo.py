@@ -193,6 +193,11 @@ def test_a_dense_layer_puts_its_maps_after_those_it_was_given():
     assert torch.equal(y[:, 192:], layer.conv(layer.relu(layer.bn(x))))
 
 
+def test_vgg_small_can_be_wider():
+    convolutions = [m for m in build("vgg_small", width=24).modules() if isinstance(m, nn.Conv2d)]
+    assert [m.out_channels for m in convolutions] == [24, 24, 48, 48, 96, 96, 192, 192]
+
+
 def test_vgg_small_takes_linear_layers_before_its_last():
     names = list(dict(build("vgg_small", hidden=(20, 30)).named_children()))
     assert names[names.index("flatten"):] == ["flatten", "fc1", "relu9", "fc2", "relu10", "fc3"]
@@ -217,6 +222,7 @@ def test_the_card_shows_the_options_with_the_defaults_that_build_uses():
     ("vgg16", {"hidden": (3,)}, "unknown option of vgg16 'hidden'. Known: classes, seed"),
     ("lenet5", {"classes": 0}, "classes must be a whole number of at least 1, got 0"),
     ("vgg_small", {"hidden": (0,)}, "a width in hidden must be a whole number of at least 1, got 0"),
+    ("vgg_small", {"width": 0}, "width must be a whole number of at least 1, got 0"),
     ("resnet18", {"stem": "huge"}, "unknown stem 'huge'. Known: large, small"),
     ("resnet20", {"stem": "small"}, "unknown option of resnet20 'stem'"),
     ("cnn_fc", {"hidden": (3,)}, "unknown option of cnn_fc 'hidden'"),

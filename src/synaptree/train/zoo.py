@@ -20,7 +20,6 @@ _VGG_CONVS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19:
 _RESNET_WIDTHS = (16, 32, 64)
 _RESNET18_WIDTHS = (64, 128, 256, 512)
 _STEMS = ("small", "large")
-_VGG_SMALL = ((16, 16), (32, 32), (64, 64), (128, 128))
 _CNN_FC = ((16, 16), (48, 48))
 
 
@@ -162,6 +161,11 @@ def _averaged(classes: int, stages: Sequence[Sequence[int]], hidden: Sequence[in
     })
 
 
+def _vgg_small(classes: int, width: int = 16, hidden: Sequence[int] = ()) -> nn.Module:
+    _positive("width", width)
+    return _averaged(classes, [(width * factor, width * factor) for factor in (1, 2, 4, 8)], hidden)
+
+
 def _cnn_fc(classes: int) -> nn.Module:
     return _sequence({
         **_convs(_CNN_FC, bias=False), "pool2": nn.MaxPool2d(2), "flatten": nn.Flatten(),
@@ -285,8 +289,8 @@ def _cards() -> list[ModelCard]:
             for depth in (16, 19)
         ),
         ModelCard(
-            "vgg_small", colours, "2 convolutions each of 16, 32, 64, 128 filters, the mean of each map, linear.",
-            MappingProxyType({"hidden": ()}), partial(_averaged, stages=_VGG_SMALL),
+            "vgg_small", colours, "2 convolutions each of 1, 2, 4, 8 times width filters, the mean of each map, linear.",
+            MappingProxyType({"width": 16, "hidden": ()}), _vgg_small,
         ),
         ModelCard(
             "cnn_fc", colours, "2 convolutions of 16 and 2 of 48 filters, then 3072-256-classes, most weights there.",
