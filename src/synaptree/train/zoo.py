@@ -289,7 +289,7 @@ def _cards() -> list[ModelCard]:
             for depth in (16, 19)
         ),
         ModelCard(
-            "vgg_small", colours, "2 convolutions each of 1, 2, 4, 8 times width filters, the mean of each map, linear.",
+            "vgg_small", colours, "2 convolutions each of 1, 2, 4, 8 x width filters, the mean of each map, linear.",
             MappingProxyType({"width": 16, "hidden": ()}), _vgg_small,
         ),
         ModelCard(
