@@ -152,6 +152,12 @@ def test_runs_of_a_recipe_can_be_compared() -> None:
     assert f"it has runs within: {runs[0]}, {runs[1]}" in fails("o", "o")
 
 
+def test_a_dense_seed_network_explains_nothing_and_is_refused() -> None:
+    a, b = save("a", A), save("b", ~A)
+    whole = save("whole", torch.ones(2, 4).bool())
+    assert "the seed network whole is dense" in fails(a, b, "--seed-net", whole)
+
+
 def test_files_of_different_networks_are_named_with_what_differs() -> None:
     a = save("a", A)
     wide = save("wide", torch.ones(2, 5).bool(), inputs=5)

@@ -63,6 +63,12 @@ def show_similarity(
     whole = _never_masked(stored)
     topologies = {file: _masks(one) for file, one in stored.items()}
     check_same_network({str(file): masks for file, masks in topologies.items()})
+    for start in dict.fromkeys(starts):
+        if all(bool(mask.all()) for mask in topologies[start].values()):
+            raise OptionError(
+                f"the seed network {start} is dense: all networks begin in it, and it explains nothing; "
+                "leave --seed-net out, or give the sparse network they grew from"
+            )
     pairs = {
         (a, b): compare(
             topologies[files[a]], topologies[files[b]], exclude=[*exclude, *whole],
