@@ -173,8 +173,8 @@ def _caption(rows: Sequence[Learning]) -> str:
         return ""
     counts = tables.seeds([row.seeds for row in rows])
     lines = [
-        f"first: epoch at whose end the mean over {WINDOW} epochs reaches the validation accuracy that dense has after "
-        "its last one, over the seeds that reach it (by); to dense: over those where dense reaches it as well.",
+        f"first: epoch at whose end the mean over {WINDOW} epochs reaches the final validation accuracy of dense, that "
+        "of its last epochs, over the seeds that reach it (by); to dense: over those where dense reaches it as well.",
         f"area: mean height of the validation curve, %. In brackets 95 % intervals over seeds: {counts}.",
         "A round that goes on from trained weights starts ahead.",
     ]
