@@ -26,7 +26,7 @@ class DataError(SynaptreeError):
 
 
 class NumericError(SynaptreeError, ArithmeticError):
-    """A number that must be finite is not."""
+    """A number is not what it must be: finite, zero, or equal."""
 
 
 class AttachError(SynaptreeError):
