@@ -171,7 +171,7 @@ class Recipe(Part):
         """Return what decides what a run does, as plain JSON; keys that came later are left out where unused."""
         unhashed = {"name", "about", "seconds_per_epoch", "seeds", "controls"}
         config = self.model_dump(mode="json", exclude=unhashed)
-        for part, later in ((config, ("programme", "sweep")), (config["dense"], ("penalty",))):
+        for part, later in ((config, ("programme", "sweep")), (config["dense"], ("penalty", "autocast"))):
             for key in later:
                 if part[key] is None:
                     del part[key]

@@ -186,3 +186,22 @@ def test_channels_last_keeps_masks_and_results_close():
         assert (net.model[0].weight[~net.topology.expanded("0.weight")] == 0).all()
         results.append(net.model[3].weight.detach().clone())
     torch.testing.assert_close(*results)
+
+
+def test_autocast_computes_in_bfloat16_and_keeps_masks_and_float32_weights():
+    data = load("digits")
+    results = {}
+    for autocast in (None, "bfloat16"):
+        torch.manual_seed(0)
+        net = Network(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)))
+        prune(net.model, build("magnitude", density=0.5, conv="kernel"), topology=net.topology)
+        seen = set()
+        net.model[1].register_forward_hook(lambda _module, _x, y, seen=seen: seen.add((y.dtype, y.requires_grad)))
+        list(train(net, data, TrainOptions(epochs=1, batch=400, autocast=autocast), seed=0))
+        trained = torch.bfloat16 if autocast else torch.float32
+        assert seen == {(trained, True), (torch.float32, False)}  # accuracies are measured without
+        assert (net.model[0].weight[~net.topology.expanded("0.weight")] == 0).all()
+        results[autocast] = net.model[3].weight.detach().clone()
+    assert results["bfloat16"].dtype == torch.float32
+    assert not torch.equal(results[None], results["bfloat16"])
+    torch.testing.assert_close(results[None], results["bfloat16"], atol=5e-3, rtol=0)

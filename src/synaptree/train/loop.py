@@ -58,6 +58,7 @@ class TrainOptions(BaseModel):
     shuffle: bool = True
     selection: Literal["last", "best_validation"] = "last"
     channels_last: bool = False  # memory layout of 2-d convolutions; faster for some networks
+    autocast: Literal["bfloat16"] | None = None  # what products are computed in; weights stay float32
     penalty: PenaltyOptions | None = None
 
 
@@ -153,7 +154,8 @@ def _epoch(
         if options.channels_last:
             x = x.to(memory_format=torch.channels_last)
         stepper.zero_grad()
-        loss = F.cross_entropy(model(x), y)
+        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=options.autocast is not None):
+            loss = F.cross_entropy(model(x), y)
         accelerator.backward(loss)
         value = loss.item()
         if not math.isfinite(value):
