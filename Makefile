@@ -4,13 +4,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test style check lines tables bench clean
+.PHONY: demo test test-integrations style check lines tables bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/synaptree run demo --out runs/demo
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n 2
+
+test-integrations: $(VENV)/integrations
+	$(BIN)/python -m pytest tests/integrations
 
 style: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -38,6 +41,11 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# heavy libraries that only some users need
+$(VENV)/integrations: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[onnx]'
 	touch $@
 
 clean:
