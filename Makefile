@@ -34,6 +34,7 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/mask_overhead.py
 	$(BIN)/python benchmarks/nnrelief_scoring.py
 	$(BIN)/python benchmarks/growth_scale.py
+	$(BIN)/python benchmarks/coding.py
 
 # torch goes first and alone, so that nothing asked for beside it can draw in another build of it
 $(VENV)/ready: pyproject.toml constraints.txt

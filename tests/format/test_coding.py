@@ -56,6 +56,26 @@ def test_the_smallest_coding_is_written_and_the_same_mask_gives_the_same_bytes(m
     assert encode_mask(np.asfortranarray(mask)) == section
 
 
+@pytest.mark.parametrize("density", [0, 0.0003, 0.001, 0.004, 0.01, 0.125, 0.45, 0.49, 0.5, 0.9999, 1])
+@pytest.mark.parametrize("made", [uniform, skewed])
+def test_a_coding_left_out_before_it_is_written_would_not_have_been_the_smallest(made, density):
+    mask = made((200, 170), density)
+    assert len(encode_mask(mask)) == min(len(section) for _, section in written(mask))
+
+
+@pytest.mark.parametrize(("shape", "axes"), [
+    ((8, 40_000), [1]), ((40_000, 8), [0]), ((700, 500), [0, 1]), ((1, 600_000), []), ((600_000, 1), []),
+])
+def test_masks_of_more_entries_than_are_read_at_a_time_come_back(shape, axes):
+    mask = uniform(shape, 0.95)
+    for axis in axes:  # every third row or column has few ones
+        third = mask[::3] if axis == 0 else mask[:, ::3]
+        third &= uniform(third.shape, 0.05, seed=1 + axis)
+    section = encode_mask(mask, "range")
+    assert [axis for axis, classes in enumerate(divmod(unseal(section)[1], 16)) if classes] == axes
+    assert (decode_mask(section, shape) == mask).all()
+
+
 def test_a_bitmap_by_hand():
     # 1 0 1 0 0 0 0 0 | 1, lowest bit first: 0b00000101, 0b00000001
     mask = np.array([[1, 0, 1], [0, 0, 0], [0, 0, 1]], bool)
@@ -180,6 +200,21 @@ def test_a_few_bytes_take_no_more_memory_than_the_mask_they_name(shape, claim):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak <= 4_000_000 + 3 * (1 << 20)  # the mask, one byte an entry, and the symbols read at a time
+
+
+@pytest.mark.parametrize("shape", [(8, 300_000), (300_000, 8)])
+def test_sorted_rows_and_columns_take_ten_bytes_each_beside_the_mask(shape):
+    # every second column (or row) is full: two classes, told apart by one bit each
+    mask = np.zeros(shape, bool)
+    (mask if shape[1] == 8 else mask.T)[::2] = True
+    section = encode_mask(mask, "range")
+    tracemalloc.start()
+    found = decode_mask(section, shape)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (found == mask).all()
+    assert 300_000 / 8 < len(section) < 1.01 * 300_000 / 8
+    assert peak <= mask.size + len(section) + 10 * 300_000 + 2 * (1 << 20)
 
 
 @pytest.mark.parametrize("mask", [np.zeros((2, 2)), np.zeros(4, bool)])

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from synaptree.format.errors import FormatError
-from synaptree.format.values import VALUE_CODINGS, decode_values, encode_values, quantize, value_coding
+from synaptree.format.values import PART, VALUE_CODINGS, decode_values, encode_values, quantize, value_coding
 from synaptree.format.wire import seal, unseal
 
 SIZES = st.integers(0, 300)
@@ -56,6 +56,18 @@ def test_int8_by_hand():
     assert unseal(encode_values(values, "int8", channels, 2)) == bytes([2, 0, 0x3C, 0, 0x40, 0, 255, 130, 1, 130])
 
 
+@pytest.mark.parametrize("order", [np.sort, lambda channels: channels])
+def test_int8_of_more_values_than_are_worked_on_at_a_time(order):
+    values, channels = laplace(PART + 10), order(np.random.default_rng(1).integers(0, 4, PART + 10))
+    made = quantize(values, channels, 5)
+    for channel in range(4):
+        own = values[channels == channel].astype(np.float64)
+        step = float(made.scales[channel])
+        assert step * 127 >= np.abs(own).max() > float(np.nextafter(made.scales[channel], np.float16(0))) * 127
+        assert (made.integers[channels == channel] == np.rint(own / step)).all()
+    assert made.scales[4] == 0
+
+
 def test_fp32_by_hand():
     # -1 = 0xbf800000; the sign moves to the lowest bit: 0x7f000001; four planes of one repeated byte
     values = np.full(8, -1, np.float32)
@@ -73,6 +85,15 @@ def test_fp32_takes_24_bits_for_sign_and_mantissa_and_the_entropy_of_its_exponen
     values = laplace(20_000)
     exponents = values.view(np.uint32) >> 23 & 255
     assert 8 * len(encode_values(values, "fp32")) <= 24 * 20_000 + 1.03 * entropy(exponents)
+
+
+def test_a_plane_that_entropy_coding_would_shorten_by_less_than_a_hundredth_stays_raw():
+    # the third plane, behind the coding's byte and two raw ones, holds the upper bits of the mantissa
+    # Laplace values nearly fill it; from 1 to 1.5 its first bit is 0: an eighth less
+    near = np.copysign(np.random.default_rng(0).uniform(1, 1.5, 20_000), laplace(20_000)).astype(np.float32)
+    for values, way in ((laplace(20_000), 0), (near, 1)):
+        body = unseal(encode_values(values, "fp32"))
+        assert [body[1], body[2 + 20_000], body[3 + 2 * 20_000]] == [0, 0, way]
 
 
 def test_fp16_takes_less_than_its_16_bits():

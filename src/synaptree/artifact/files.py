@@ -1,24 +1,5 @@
 """Files that are written whole or not at all."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from synaptree.format.replacing import replacing
 
 __all__ = ["replacing"]
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to, which takes its place only if the block succeeds.
-
-    The folder is made if need be; after an error the old file stands as it was.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

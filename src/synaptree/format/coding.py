@@ -1,23 +1,30 @@
 """Exact codings of a mask: bitmap, gaps, range. The smallest is written."""
 
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from synaptree.format.entropy import Decoder, Encoder
+from synaptree.format.entropy import Decoder, Encoder, Model, model, models
 from synaptree.format.errors import FormatError
-from synaptree.format.wire import Reader, seal, unseal, varint, varint_bytes
+from synaptree.format.wire import Reader, seal, unseal, varint, varint_lengths
 
 __all__ = ["LIMIT", "MASK_CODINGS", "decode_mask", "encode_mask", "mask_coding", "mask_entropy"]
 
 Mask = npt.NDArray[np.bool_]
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 MASK_CODINGS = ("bitmap", "gaps", "range")  # the place in this list is the coding's number in the file
 LIMIT = 1 << 31  # entries of a mask a reader accepts unless told otherwise
 CLASSES = (1, 2, 4, 8, 16)  # into how many parts rows and columns may be sorted; each divides the next
+MOST = 16  # classes a sorting may have
 LEAST = 8  # rows are sorted where they have this many entries: the order takes 8 bytes a row
 SPAN = 1 << 18  # entries of a block decoded at a time
+PART = 1 << 14  # columns whose places are found at a time
 
 
 def encode_mask(mask: Mask, coding: str | None = None) -> bytes:
@@ -43,14 +50,18 @@ def encode_mask(mask: Mask, coding: str | None = None) -> bytes:
         raise FormatError(f"mask of shape {mask.shape}: wanted bool of two dimensions, got {mask.dtype}")
     if coding is not None and coding not in MASK_CODINGS:
         raise FormatError(f"unknown mask coding {coding!r}. Known: {', '.join(MASK_CODINGS)}")
-    tried: tuple[str, ...] = MASK_CODINGS if coding is None else (coding,)
-    if int(np.count_nonzero(mask)) > _bitmap_bytes(mask.size):  # a gap takes at least one byte
-        tried = tuple(name for name in tried if name != "gaps")
-    bodies = {name: WRITERS[name](mask) for name in tried}
-    bodies = {name: body for name, body in bodies.items() if name != "gaps" or len(body) <= _bitmap_bytes(mask.size)}
+    bitmap = _bitmap_bytes(mask.size)
+    plans = {name: PLANS[name](mask) for name in (MASK_CODINGS if coding is None else (coding,))}
+    plans = {name: plan for name, plan in plans.items() if name != "gaps" or plan.least <= bitmap}
+    bodies: dict[str, bytes] = {}
+    for name, plan in sorted(plans.items(), key=lambda item: item[1].least):
+        if all(plan.least <= len(body) for body in bodies.values()):
+            bodies[name] = plan.write()
+    if len(bodies.get("gaps", b"")) > bitmap:
+        del bodies["gaps"]
     if not bodies:
         raise FormatError(f"mask of shape {mask.shape}: 'gaps' needs more bytes than 'bitmap'; use that")
-    best = min(bodies, key=lambda name: len(bodies[name]))
+    best = min((name for name in MASK_CODINGS if name in bodies), key=lambda name: len(bodies[name]))
     return seal(bytes([MASK_CODINGS.index(best)]) + bodies[best])
 
 
@@ -63,8 +74,8 @@ def decode_mask(section: bytes, shape: tuple[int, int], limit: int = LIMIT) -> M
         limit: most entries accepted.
 
     Returns:
-        The mask, bool, of that shape. Beside it at most 2 MiB, the section and its entries are in memory; "gaps"
-        and the sorting of rows and columns take up to 50 bytes per byte of the section.
+        The mask, bool, of that shape. Beside it and the section at most 2 MiB are in memory; "gaps" takes up to 50
+        bytes per byte of the section, "range" 10 per row and per column where they are sorted.
 
     Raises:
         FormatError: the bytes are damaged, are no mask of this shape, or the shape is above the limit.
@@ -96,18 +107,49 @@ def mask_entropy(mask: Mask) -> float:
     >>> round(mask_entropy(np.array([[True, False, False, False]])), 3)  # 1 x 2 + 3 x 0.415
     3.245
     """
-    return float(_bits(np.array([int(mask.sum())]), np.array([mask.size])))
+    return float(_bits(int(np.count_nonzero(mask)), mask.size))
 
 
-def _bits(ones: Ints, entries: Ints) -> float:
-    """Return the sum over blocks of the entropy in bits."""
-    mixed = (ones > 0) & (ones < entries)
-    k, n = ones[mixed].astype(np.float64), entries[mixed].astype(np.float64)
-    return float((n * np.log2(n) - k * np.log2(k) - (n - k) * np.log2(n - k)).sum())
+def _bits(ones: Ints | int, entries: Ints | int) -> Floats:
+    """Return the entropy of each block in bits."""
+    return _weighed(entries) - _weighed(ones) - _weighed(entries - ones)
+
+
+def _weighed(numbers: Ints | int) -> Floats:
+    """Return `n log2(n)`, 0 for 0."""
+    found: Floats = np.multiply(numbers, np.log2(np.maximum(numbers, 1)))
+    return found
 
 
 def _bitmap_bytes(entries: int) -> int:
     return (entries + 7) // 8
+
+
+class Plan(NamedTuple):
+    """A way to write a mask.
+
+    Attributes:
+        least: bytes it takes at least: a plan that cannot be the shortest is not carried out.
+        write: returns the body.
+    """
+
+    least: int
+    write: Callable[[], bytes]
+
+
+def _bitmap(mask: Mask) -> Plan:
+    return Plan(_bitmap_bytes(mask.size), partial(_write_bitmap, mask))
+
+
+def _gaps(mask: Mask) -> Plan:
+    return Plan(int(np.count_nonzero(mask)), partial(_write_gaps, mask))  # a gap takes at least one byte
+
+
+def _range(mask: Mask) -> Plan:
+    if mask.size == 0:
+        return Plan(1, lambda: b"\0")
+    grid = _grid(mask)
+    return Plan(grid.least, partial(_write_range, mask, grid))
 
 
 def _write_bitmap(mask: Mask) -> bytes:
@@ -162,104 +204,128 @@ def _read_gaps(reader: Reader, rows: int, columns: int) -> Mask:
 
 
 class Sorting(NamedTuple):
-    """Rows (or columns) in order of their ones, cut into classes.
+    """Rows (or columns) cut into classes by their ones.
 
     Attributes:
-        order: numbers of the rows, class after class; within a class as in the mask.
-        starts: where each class begins in `order`, ending with the number of rows.
+        of: class of each row.
+        sizes: number of rows of each class, none 0.
     """
 
-    order: Ints
-    starts: Ints
+    of: Bytes
+    sizes: Ints
 
     @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return len(self.starts) - 1
+    def parts(self) -> list[Ints | slice]:
+        """The rows of each class, in order; a slice where one class has them all."""
+        if len(self.sizes) == 1:
+            return [slice(0, int(self.sizes[0]))]
+        return list(np.split(self.order, np.cumsum(self.sizes)[:-1]))
 
     @property
-    def sizes(self) -> Ints:
-        """Number of rows of each class."""
-        return np.diff(self.starts)
+    def order(self) -> Ints:
+        """Rows class after class, within a class in order."""
+        return np.argsort(self.of, kind="stable")
 
-    def of(self) -> Ints:
-        """Return the class of each row."""
-        found = np.empty(len(self.order), np.int64)
-        found[self.order] = np.repeat(np.arange(self.classes), self.sizes)
-        return found
-
-
-def _sorting(classes: npt.NDArray[np.integer], number: int) -> Sorting:
-    """Return the sorting from the class of each row."""
-    starts = np.cumsum(np.bincount(classes, minlength=number))
-    return Sorting(np.argsort(classes, kind="stable"), np.concatenate([[0], starts]))
+    @property
+    def head(self) -> bytes:
+        """The sizes as they are written."""
+        return b"".join(varint(int(n)) for n in self.sizes) if len(self.sizes) > 1 else b""
 
 
-def _sorted_by(ones: Ints, parts: int) -> Sorting:
-    """Cut rows into about `parts` equal parts by their ones; equals stay together, empty rows apart."""
-    ranked = np.sort(ones)
-    bounds = [int(ranked[i * len(ranked) // parts]) for i in range(1, parts)]
-    bounds = sorted({*bounds, 1} if parts > 1 else ())
-    classes = np.searchsorted(np.array(bounds, np.int64), ones, side="right")
-    _, classes = np.unique(classes, return_inverse=True)  # none may be without rows
-    return _sorting(classes, int(classes.max()) + 1)
+class Grid(NamedTuple):
+    """Sortings of rows and columns.
+
+    Attributes:
+        rows: sorting of the rows.
+        columns: sorting of the columns.
+        table: ones of each block, shape (row classes, column classes).
+        least: bytes the range coding takes at least; it takes a word or two more.
+    """
+
+    rows: Sorting
+    columns: Sorting
+    table: Ints
+    least: int
 
 
-def _table(mask: Mask, rows: Sorting, columns: Sorting) -> Ints:
-    """Return the number of ones of each block, shape (row classes, column classes)."""
-    row, column = np.nonzero(mask)
-    cells = (rows.of() * columns.classes)[row] + columns.of()[column]
-    found = np.bincount(cells, minlength=rows.classes * columns.classes).reshape(rows.classes, columns.classes)
-    return found.astype(np.int64)
-
-
-def _coarser(table: Ints, fine: tuple[Sorting, Sorting], coarse: tuple[Sorting, Sorting]) -> Ints:
-    """Add up the blocks of sortings whose bounds are among the finer ones'."""
-    for axis, (before, after) in enumerate(zip(fine, coarse, strict=True)):
-        table = np.add.reduceat(table, np.searchsorted(before.starts, after.starts[:-1]), axis=axis)
-    return table
-
-
-def _cost(table: Ints, rows: Sorting, columns: Sorting) -> int:
-    """Return about how many bytes the range coding needs."""
-    entries = np.outer(rows.sizes, columns.sizes)
-    bits = _bits(table.ravel(), entries.ravel())
-    for side in (rows, columns):
-        n = side.sizes.astype(np.float64)
-        bits += float((n * np.log2(n.sum() / n)).sum()) + 16 * (side.classes > 1) * side.classes
-    return round(bits / 8) + varint_bytes(table)
-
-
-def _write_range(mask: Mask) -> bytes:
-    if mask.size == 0:
-        return b"\0"
-    table, rows, columns = _grid(mask)
-    head, coder = bytearray([(rows.classes - 1) << 4 | (columns.classes - 1)]), Encoder()
-    for side in (rows, columns):
-        if side.classes > 1:
-            head += b"".join(varint(int(n)) for n in side.sizes)
-            coder.write(side.of(), side.sizes)
-    head += b"".join(varint(int(k)) for k in table.ravel())
-    ordered = mask[rows.order][:, columns.order]
-    for (r, c), ones in np.ndenumerate(table):
-        block = ordered[rows.starts[r] : rows.starts[r + 1], columns.starts[c] : columns.starts[c + 1]]
-        if 0 < ones < block.size:
-            coder.write(block, (block.size - int(ones), int(ones)))
-    return bytes(head) + coder.words()
-
-
-def _grid(mask: Mask) -> tuple[Ints, Sorting, Sorting]:
-    """Return the ones of each block, and the sortings of rows and columns, that need the fewest bytes."""
-    rows, columns = (_choices(mask.sum(axis), mask.shape[axis]) for axis in (1, 0))
-    fine = rows[-1], columns[-1]
-    table = _table(mask, *fine)
-    tried = [(_coarser(table, fine, (r, c)), r, c) for r in rows for c in columns if max(r.classes, c.classes) <= 16]
-    return min(tried, key=lambda grid: _cost(*grid))
+def _grid(mask: Mask) -> Grid:
+    """Return the sortings of rows and columns that need the fewest bytes."""
+    rows = _choices(mask.sum(1, dtype=np.int64), mask.shape[1])
+    sums = np.stack([mask[part].sum(0, dtype=np.int64) for part in rows[-1].parts])
+    columns = _choices(sums.sum(0), mask.shape[0])
+    finest = np.stack([sums[:, part].sum(1) for part in columns[-1].parts], axis=1)
+    table = _joining(rows) @ finest @ _joining(columns).T
+    least = _least_bytes(table, rows, columns)
+    r, c = divmod(int(least.argmin()), len(columns))
+    table = np.split(np.split(table, _starts(rows)[1:])[r], _starts(columns)[1:], axis=1)[c]
+    return Grid(rows[r], columns[c], table, int(least[r, c]))
 
 
 def _choices(ones: Ints, entries: int) -> list[Sorting]:
-    """Return the sortings worth a try, each finer than the one before."""
-    return [_sorted_by(ones, parts) for parts in (CLASSES if entries >= LEAST else (1,))]
+    """Return the sortings worth a try, each finer than the one before.
+
+    Rows are cut into about equal parts by their ones; equals stay together, empty rows apart.
+    """
+    numbers, which, rows = np.unique(ones, return_inverse=True, return_counts=True)
+    found: list[Sorting] = []
+    for parts in CLASSES if entries >= LEAST else CLASSES[:1]:
+        begins = np.zeros(len(numbers), np.bool_)
+        begins[np.searchsorted(np.cumsum(rows), np.arange(1, parts) * len(ones) // parts, side="right")] = True
+        begins[1:2] |= parts > 1 and numbers[0] == 0
+        begins[0] = True
+        sizes = np.add.reduceat(rows, np.flatnonzero(begins))
+        if len(sizes) <= MOST and (not found or len(sizes) > len(found[-1].sizes)):
+            found.append(Sorting((np.cumsum(begins) - 1).astype(np.uint8)[which], sizes))
+    return found
+
+
+def _starts(choices: list[Sorting]) -> Ints:
+    """Return where the classes of each choice begin among those of all choices, one choice behind the other."""
+    return np.cumsum([0, *(len(each.sizes) for each in choices[:-1])])
+
+
+def _joining(choices: list[Sorting]) -> Ints:
+    """Return the matrix that adds up the finest classes to the classes of all choices, one choice behind the other."""
+    begins = np.cumsum(choices[-1].sizes) - choices[-1].sizes
+    joined = [
+        np.arange(len(each.sizes))[:, None] == np.searchsorted(np.cumsum(each.sizes), begins, side="right")
+        for each in choices
+    ]
+    return np.concatenate(joined).astype(np.int64)
+
+
+def _least_bytes(table: Ints, rows: list[Sorting], columns: list[Sorting]) -> Ints:
+    """Return how many bytes each pair of choices needs at least, shape (choices of rows, choices of columns).
+
+    No message is shorter than its entropy under the counts it is coded with; one bit is left to rounding.
+    """
+    entries = np.outer(*(np.concatenate([each.sizes for each in side]) for side in (rows, columns)))
+    bits, heads = (
+        np.add.reduceat(np.add.reduceat(of_blocks, _starts(rows), axis=0), _starts(columns), axis=1)
+        for of_blocks in (_bits(table, entries), varint_lengths(table))
+    )
+    for side, shape in ((rows, (-1, 1)), (columns, (1, -1))):
+        bits = bits + np.reshape([_weighed(len(each.of)) - _weighed(each.sizes).sum() for each in side], shape)
+        heads = heads + np.reshape([len(each.head) for each in side], shape)
+    return 1 + heads + 4 * np.ceil((bits - 1) / 32).astype(np.int64)
+
+
+def _write_range(mask: Mask, grid: Grid) -> bytes:
+    rows, columns, table, _ = grid
+    classes = (len(rows.sizes) - 1) << 4 | (len(columns.sizes) - 1)
+    head = bytes([classes]) + rows.head + columns.head + b"".join(varint(int(k)) for k in table.ravel())
+    coder = Encoder()
+    for side in (rows, columns):
+        if len(side.sizes) > 1:
+            coder.write(side.of, model(side.sizes))
+    order, places = columns.order, list(pairwise([0, *np.cumsum(columns.sizes)]))
+    for part, height, ones in zip(rows.parts, rows.sizes, table, strict=True):
+        band = mask[part].take(order, axis=1) if len(places) > 1 else mask[part]
+        tables = models(np.stack([height * columns.sizes - ones, ones], axis=1))
+        for (left, right), count, chosen in zip(places, ones, tables, strict=True):
+            if 0 < count < height * (right - left):
+                coder.write(band[:, left:right], chosen)
+    return head + coder.words()
 
 
 def _read_range(reader: Reader, rows: int, columns: int) -> Mask:
@@ -269,23 +335,25 @@ def _read_range(reader: Reader, rows: int, columns: int) -> Mask:
         return np.zeros((rows, columns), np.bool_)
     row_sizes = _read_sizes(reader, rows, (classes >> 4) + 1, columns)
     column_sizes = _read_sizes(reader, columns, (classes & 15) + 1, rows)
-    table = [(r, c, reader.varint(limit=r * c)) for r in row_sizes for c in column_sizes]
+    table = [(r * c, reader.varint(limit=r * c)) for r in row_sizes for c in column_sizes]
     if reader.left % 4:
         raise FormatError(f"range: wanted words of 4 bytes, got {reader.left} bytes")
-    least = sum(_least_bits(r * c, ones) for r, c, ones in table)
+    least = sum(_least_bits(entries, ones) for entries, ones in table)
     if least > 8 * reader.left:
         raise FormatError(f"range: {reader.left} bytes cannot hold the ones they claim, {least} bits at least")
     coder = Decoder(reader.words(reader.left // 4))
-    across, down = _read_sorting(coder, row_sizes), _read_sorting(coder, column_sizes)
+    across, down = _read_sorting(coder, row_sizes).parts, _read_sorting(coder, column_sizes)
     mask = np.zeros((rows, columns), np.bool_)
-    for number, (height, width, ones) in enumerate(table):
-        r, c = divmod(number, len(column_sizes))
-        into, beside = _members(across, r), _members(down, c)
-        if ones == height * width:
-            mask[_cells(into, beside)] = True
+    places = [slice(end - size, end) for end, size in zip(np.cumsum(column_sizes), column_sizes, strict=True)]
+    tables = models([(entries - ones, ones) for entries, ones in table])
+    for (into, beside), (entries, ones), chosen in zip(product(across, places), table, tables, strict=True):
+        if ones == entries:
+            mask[into, beside] = True
         elif ones:
-            _read_block(coder, mask, (into, beside), (height, width), ones)
+            _read_block(coder, chosen, mask, (into, beside), ones)
     coder.end()
+    if len(places) > 1:
+        _put_back(mask, down)
     return mask
 
 
@@ -307,46 +375,44 @@ def _read_sizes(reader: Reader, whole: int, number: int, entries: int) -> list[i
     return sizes
 
 
-def _read_sorting(coder: Decoder, sizes: list[int]) -> Sorting | None:
-    """Read the class of each row and check that the classes have their sizes; None for one class."""
+def _read_sorting(coder: Decoder, sizes: list[int]) -> Sorting:
+    """Read the class of each row and check that the classes have their sizes."""
     if len(sizes) == 1:
-        return None
-    classes = coder.read(sum(sizes), sizes)
+        return Sorting(np.empty(0, np.uint8), np.array(sizes))  # nobody asks for the order
+    classes = coder.read(sum(sizes), model(sizes))
     if np.bincount(classes, minlength=len(sizes)).tolist() != sizes:
         raise FormatError("range: the classes of rows or columns do not have the sizes written before them")
-    return _sorting(classes, len(sizes))
+    return Sorting(classes, np.array(sizes))
 
 
-def _members(side: Sorting | None, number: int) -> Ints | slice:
-    """Return the rows (or columns) of a class."""
-    return slice(None) if side is None else side.order[side.starts[number] : side.starts[number + 1]]
-
-
-def _part(members: Ints | slice, start: int, end: int) -> Ints | slice:
-    """Return some of the rows (or columns) of a class."""
-    return slice(start, end) if isinstance(members, slice) else members[start:end]
-
-
-def _cells(rows: Ints | slice, columns: Ints | slice) -> tuple[Ints | slice, Ints | slice]:
-    """Return the index of these rows and columns."""
-    return rows if isinstance(rows, slice) or isinstance(columns, slice) else rows[:, None], columns
-
-
-def _read_block(
-    coder: Decoder, mask: Mask, cells: tuple[Ints | slice, Ints | slice], shape: tuple[int, int], ones: int
-) -> None:
-    """Read a block, some rows at a time, and check the number of its ones."""
-    (into, beside), (height, width) = cells, shape
-    seen, step = 0, max(1, SPAN // width)
-    for top, left in ((top, left) for top in range(0, height, step) for left in range(0, width, SPAN)):
-        bottom, right = min(top + step, height), min(left + SPAN, width)
-        bits = coder.read((bottom - top) * (right - left), (height * width - ones, ones)).view(np.bool_)
+def _read_block(coder: Decoder, chosen: Model, mask: Mask, place: tuple[Ints | slice, slice], ones: int) -> None:
+    """Read a block into these rows and columns, some rows at a time, and check the number of its ones."""
+    into, beside = place
+    height = into.stop if isinstance(into, slice) else into.size
+    seen, step = 0, max(1, SPAN // (beside.stop - beside.start))
+    for top, left in product(range(0, height, step), range(beside.start, beside.stop, SPAN)):
+        rows = slice(top, min(top + step, height))
+        columns = slice(left, min(left + SPAN, beside.stop))
+        bits = coder.read((rows.stop - top) * (columns.stop - left), chosen).view(np.bool_)
         seen += int(np.count_nonzero(bits))
-        part = _cells(_part(into, top, bottom), _part(beside, left, right))
-        mask[part] = bits.reshape(bottom - top, right - left)
+        mask[rows if isinstance(into, slice) else into[rows], columns] = bits.reshape(rows.stop - top, -1)
     if seen != ones:
         raise FormatError(f"range: a block with {seen} ones, wanted {ones}")
 
 
-WRITERS = {"bitmap": _write_bitmap, "gaps": _write_gaps, "range": _write_range}
+def _put_back(mask: Mask, down: Sorting) -> None:
+    """Move columns, now class after class, to their own places, some rows at a time."""
+    places, free = np.empty(down.of.size, np.int64), np.cumsum(down.sizes) - down.sizes
+    for start in range(0, places.size, PART):  # the inverse of the order, made without it
+        of = down.of[start : start + PART]
+        for number in range(free.size):
+            here = np.flatnonzero(of == number)
+            places[start + here] = free[number] + np.arange(here.size)
+            free[number] += here.size
+    step = max(1, SPAN // places.size)
+    for top in range(0, len(mask), step):
+        mask[top : top + step] = mask[top : top + step].take(places, axis=1)
+
+
+PLANS = {"bitmap": _bitmap, "gaps": _gaps, "range": _range}
 READERS = {"bitmap": _read_bitmap, "gaps": _read_gaps, "range": _read_range}

@@ -1,6 +1,7 @@
 """The range coder with probabilities that are integers, hence the same on every machine."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import constriction
 import numpy as np
@@ -8,11 +9,12 @@ import numpy.typing as npt
 
 from synaptree.format.errors import FormatError
 
-__all__ = ["TOTAL", "Decoder", "Encoder", "frequencies"]
+__all__ = ["TOTAL", "Decoder", "Encoder", "frequencies", "model", "models"]
 
 Ints = npt.NDArray[np.int64]
+Model: TypeAlias = constriction.stream.model.Model
 TOTAL = 1 << 24  # probabilities are multiples of 1 / TOTAL
-CHUNK = 1 << 18  # symbols decoded at a time: bounds the memory beside the result
+CHUNK = 1 << 16  # symbols the library gets or gives at a time, 4 bytes each: bounds the memory beside the result
 
 
 def frequencies(counts: Sequence[int] | Ints) -> Ints:
@@ -21,27 +23,36 @@ def frequencies(counts: Sequence[int] | Ints) -> Ints:
     `f_i = 1 + floor(c_i (2**24 - n) / sum(c))`; what is missing to 2**24 goes to the first of the largest counts.
 
     Args:
-        counts: 2 to 256 counts from 0 to 2**38, not all 0: no product leaves 64 bits.
+        counts: 2 to 256 counts from 0 to 2**38, not all 0: no product leaves 64 bits. Or several rows of them, shape
+            (tables, n).
 
     Returns:
-        Frequencies, shape (n,), each at least 1.
+        Frequencies, each at least 1, of the shape of the counts.
 
     >>> frequencies([3, 1, 0]).tolist()
     [12582911, 4194304, 1]
     """
     exact = np.asarray(counts, np.int64)
-    found: Ints = 1 + exact * (TOTAL - exact.size) // exact.sum()
-    found[exact.argmax()] += TOTAL - found.sum()
+    number = exact.shape[-1]
+    found: Ints = 1 + exact * (TOTAL - number) // exact.sum(-1, keepdims=True)
+    most = np.arange(number) == exact.argmax(-1)[..., None]
+    found += most * (TOTAL - found.sum(-1, keepdims=True))
     return found
 
 
-def model(counts: Sequence[int] | Ints) -> constriction.stream.model.Model:
-    """Return the coder's model with exactly the frequencies of these counts.
+def models(counts: Sequence[Sequence[int]] | Ints) -> list[Model]:
+    """Return the coder's models with exactly the frequencies of these counts, one a row; see `frequencies`.
 
     The library scales weights to a sum of 2**24 - n and adds one to each. Integers with that sum are scaled by
     exactly 1.0, and their partial sums are below 2**24: no rounding can take place.
     """
-    return constriction.stream.model.Categorical((frequencies(counts) - 1).astype(np.float64), perfect=False)
+    weights = (frequencies(np.asarray(counts, np.int64)) - 1).astype(np.float64)
+    return [constriction.stream.model.Categorical(row, perfect=False) for row in weights]
+
+
+def model(counts: Sequence[int] | Ints) -> Model:
+    """Return the coder's model of one row of counts."""
+    return models(np.asarray(counts, np.int64)[None])[0]
 
 
 class Encoder:
@@ -50,10 +61,11 @@ class Encoder:
     def __init__(self) -> None:
         self._coder = constriction.stream.queue.RangeEncoder()
 
-    def write(self, symbols: npt.NDArray[np.generic], counts: Sequence[int] | Ints) -> None:
-        """Append symbols 0 .. n - 1, each with the probability of its count; see `frequencies`."""
-        if symbols.size:
-            self._coder.encode(np.ascontiguousarray(symbols, np.int32).ravel(), model(counts))
+    def write(self, symbols: npt.NDArray[np.generic], model: Model) -> None:
+        """Append symbols 0 .. n - 1 of a model over n."""
+        flat = symbols.reshape(-1)
+        for start in range(0, flat.size, CHUNK):
+            self._coder.encode(flat[start : start + CHUNK].astype(np.int32), model)
 
     def words(self) -> bytes:
         """Return all that was written, each word lowest byte first."""
@@ -67,18 +79,18 @@ class Decoder:
         self._coder = constriction.stream.queue.RangeDecoder(words)
         self._unread = words.size > 0
 
-    def read(self, size: int, counts: Sequence[int] | Ints) -> npt.NDArray[np.uint8]:
-        """Return the next symbols, shape (size,); the alphabet has at most 256.
+    def read(self, size: int, model: Model) -> npt.NDArray[np.uint8]:
+        """Return the next symbols, shape (size,), of a model over at most 256.
 
         Raises:
             FormatError: no message of this model has these words.
         """
         self._unread = self._unread and size == 0
-        out, table = np.empty(size, np.uint8), model(counts)
+        out = np.empty(size, np.uint8)
         for start in range(0, size, CHUNK):
             part = out[start : start + CHUNK]
             try:
-                part[:] = self._coder.decode(table, part.size)
+                part[:] = self._coder.decode(model, part.size)
             except AssertionError as error:  # the library's word for invalid data
                 raise FormatError("entropy-coded words: no message has these words") from error
         return out

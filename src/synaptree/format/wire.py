@@ -7,9 +7,10 @@ import numpy.typing as npt
 
 from synaptree.format.errors import FormatError
 
-__all__ = ["Reader", "seal", "unseal", "varint", "varint_bytes"]
+__all__ = ["Reader", "seal", "unseal", "varint", "varint_lengths"]
 
 VARINT_BYTES = 9  # 63 bits: what fits a signed integer of 64 bits
+LONGER = 1 << np.arange(7, 7 * VARINT_BYTES, 7)  # from each of these numbers on, a byte more
 CHECKSUM_BYTES = 4
 
 
@@ -27,13 +28,13 @@ def varint(number: int) -> bytes:
     return bytes(groups)
 
 
-def varint_bytes(numbers: npt.NDArray[np.int64]) -> int:
-    """Return how many bytes these numbers take together.
+def varint_lengths(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return how many bytes each of these numbers takes, of their shape.
 
-    >>> varint_bytes(np.array([5, 300]))
-    3
+    >>> varint_lengths(np.array([127, 128, 1 << 56])).tolist()
+    [1, 2, 9]
     """
-    return numbers.size + sum(int(np.count_nonzero(numbers >> shift)) for shift in range(7, 63, 7))
+    return 1 + np.searchsorted(LONGER, numbers, side="right")
 
 
 def seal(body: bytes) -> bytes:
