@@ -1,7 +1,6 @@
-from copy import deepcopy
-
 import pytest
 import torch
+from sparse_network import lived_in, size, sparse
 from torch import nn
 
 from synaptree.core.errors import NumericError, OptionError, ShapeError
@@ -10,53 +9,7 @@ from synaptree.core.topology import Topology
 from synaptree.graph.node import GraphError
 from synaptree.graph.shortcut import Shortcut
 from synaptree.surgery.compact import compact
-from synaptree.train.zoo import MODELS, build
-
-
-def sparse(model, density, seed=0):
-    """A topology with random kernels (weights of linear layers), applied to the model."""
-    rng = torch.Generator().manual_seed(seed)
-    topology = Topology.of(layers_of(model), {"linear": "weight", "conv": "kernel"})
-    topology.edit({name: torch.rand(mask.shape, generator=rng) < density for name, mask in topology.masks.items()})
-    topology.apply(model)
-    return topology
-
-
-def lived_in(model, seed=0):
-    """Give biases and batch norms values as training leaves them."""
-    rng = torch.Generator().manual_seed(seed)
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if value.dim() == 1 and value.is_floating_point() and not name.endswith("scale"):
-            value.data = 0.2 * torch.randn(value.shape, generator=rng)
-            if name.endswith("running_var"):
-                value.data = value.data.abs() + 0.5
-    return model
-
-
-def size(model):
-    return sum(p.numel() for p in model.parameters())
-
-
-@pytest.mark.parametrize("density", [0.5, 0.1, 0.02])
-@pytest.mark.parametrize("name", [
-    "lenet5", "lenet_300_100", "vgg_small", pytest.param("resnet20", marks=pytest.mark.slow),
-    pytest.param("densenet40", marks=pytest.mark.slow),
-])  # fmt: skip
-def test_a_network_of_the_zoo_computes_the_same_when_compacted(name, density):
-    model = lived_in(build(name))
-    topology = sparse(model, density)
-    before = deepcopy(model.state_dict())
-    x = torch.randn(2, *MODELS[name].input_shape, generator=torch.Generator().manual_seed(1))
-    small = compact(model, x, topology=topology)
-    with torch.no_grad():
-        wanted, got = model.eval()(x), small.model.eval()(x)
-    assert small.plan.notes == ()
-    assert type(small.model) is type(model)
-    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
-    assert size(small.model) <= size(model)
-    assert bool(small.plan.removed) == (size(small.model) < size(model))
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert [name for name, _ in small.topology.parameters(small.model)] == list(topology.masks)
+from synaptree.train.zoo import build
 
 
 def test_few_units_of_a_very_sparse_network_stay():
@@ -88,6 +41,40 @@ def test_a_constant_behind_a_padded_convolution_is_kept_and_reported():
     (kept,) = small.plan.kept
     assert (kept.layer, kept.units) == ("0", (1,))
     assert "border" in kept.reason
+
+
+class Pooled(nn.Module):
+    """Map 1 of two is 3 at every place."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.conv, self.pool, self.fc = nn.Conv2d(1, 2, 1), pool, nn.Linear(2, 1)
+        self.conv.weight.data[1] = 0.0
+        self.conv.bias.data[1] = 3.0
+
+    def forward(self, x):
+        return self.fc(self.pool(self.conv(x)))
+
+
+@pytest.mark.parametrize(("pool", "reason"), [
+    (lambda y: y.sum((2, 3)), "what reads them cannot take their constants"),
+    (lambda y: y.mean((2, 3)) * y.shape[2], "'mul' joins it with a constant or a size"),
+    (lambda y: nn.functional.pad(y, (1, 1)).mean((2, 3)), "'fc' reads it, and its value differs by place or size"),
+])  # fmt: skip
+def test_a_constant_that_is_another_for_inputs_of_another_size_is_kept_and_reported(pool, reason):
+    model = Pooled(pool)
+    small = compact(model, torch.randn(2, 1, 4, 4))
+    assert [(units.layer, units.units, units.reason) for units in small.plan.kept] == [("conv", (1,), reason)]
+    x = torch.randn(2, 1, 7, 7)
+    torch.testing.assert_close(small.model(x), model(x))
+
+
+def test_a_constant_that_is_the_same_for_inputs_of_any_size_is_folded():
+    model = Pooled(lambda y: y.relu().amax((2, 3)))
+    small = compact(model, torch.randn(2, 1, 4, 4)).model
+    assert small.conv.out_channels == 1
+    x = torch.randn(2, 1, 7, 7)
+    torch.testing.assert_close(small(x), model(x))
 
 
 def test_a_constant_before_a_batch_norm_is_taken_from_its_mean():

@@ -145,11 +145,109 @@ def attention():
     )
 
 
+def flattened_by_number():
+    return Graph(
+        lambda m, x: m.fc(m.one(x).relu().view(-1, 6 * 4 * 4)), one=nn.Conv2d(2, 6, 3), fc=nn.Linear(96, 3)
+    )
+
+
+def outputs_by_name():
+    def forward(m, x):
+        y = m.two(m.one(x).relu()).relu()
+        return {"classes": m.fc(pooled(y)), "maps": m.three(y)}
+
+    return Graph(
+        forward, one=nn.Conv2d(2, 6, 3), two=nn.Conv2d(6, 6, 1), three=nn.Conv2d(6, 2, 1), fc=nn.Linear(6, 3)
+    )
+
+
+def hourglass():
+    def forward(m, x):
+        y = m.one(x).relu()
+        z = m.up(m.down(F.max_pool2d(y, 2)).relu())
+        return m.out(torch.cat([y, z, F.interpolate(m.low(F.avg_pool2d(y, 3)), size=(6, 6))], 1))
+
+    return Graph(
+        forward, one=nn.Conv2d(2, 6, 3, padding=1), down=nn.Conv2d(6, 8, 1), up=nn.ConvTranspose2d(8, 5, 2, stride=2),
+        low=nn.Conv2d(6, 4, 1), out=nn.Conv2d(15, 3, 1),
+    )  # fmt: skip
+
+
+def inverted_residual():
+    def forward(m, x):
+        y = m.stem(x)
+        return m.fc(pooled(y + m.project(F.relu6(m.depth(F.relu6(m.expand(y)))))))
+
+    return Graph(
+        forward, stem=nn.Conv2d(2, 4, 1), expand=nn.Conv2d(4, 12, 1), project=nn.Conv2d(12, 4, 1), fc=nn.Linear(4, 3),
+        depth=nn.Conv2d(12, 12, 3, padding=1, groups=12),
+    )  # fmt: skip
+
+
+def channels_last():
+    def forward(m, x):
+        y = m.two(F.gelu(m.one(x.permute(0, 2, 3, 1))))
+        return m.fc(y.permute(0, 3, 1, 2).mean((2, 3)))
+
+    return Graph(forward, one=nn.Linear(2, 8), two=nn.Linear(8, 6), fc=nn.Linear(6, 3))
+
+
+def idle_branch():
+    def forward(m, x):
+        y = m.one(x)
+        m.idle(y)
+        m.two(m.other(x))  # the second call of a layer whose first one counts
+        return m.fc(pooled(m.three(m.two(y))))
+
+    return Graph(
+        forward, one=nn.Conv2d(2, 6, 1), idle=nn.Conv2d(6, 4, 1), other=nn.Conv2d(2, 6, 1), two=nn.Conv2d(6, 4, 1),
+        three=nn.Conv2d(4, 8, 1), fc=nn.Linear(8, 3),
+    )  # fmt: skip
+
+
+def half_of_a_concat():
+    def forward(m, x):
+        y = m.one(x)
+        return m.fc(torch.cat([pooled(y), pooled(torch.cat([y, m.two(x)], 1).chunk(2, 1)[1])], 1))
+
+    return Graph(forward, one=nn.Conv2d(2, 6, 1), two=nn.Conv2d(2, 6, 1), fc=nn.Linear(12, 3))
+
+
+def swapped_halves():
+    def forward(m, x):
+        left, right = torch.cat([m.one(x), m.two(x)], 1).chunk(2, 1)
+        return m.fc(pooled(torch.cat([right, left], 1)))
+
+    return Graph(forward, one=nn.Conv2d(2, 6, 1), two=nn.Conv2d(2, 6, 1), fc=nn.Linear(12, 3))
+
+
+def groups_of_what_is_not_told_apart():
+    def forward(m, x):
+        y = m.up(torch.cat([x, x], 1))
+        return m.fc(pooled(m.two(m.norm(m.one(y)))))
+
+    return Graph(
+        forward, up=nn.ConvTranspose2d(4, 6, 2, groups=2), one=nn.Conv2d(6, 8, 1), norm=nn.GroupNorm(2, 8),
+        two=nn.Conv2d(8, 8, 1, groups=2), fc=nn.Linear(8, 3),
+    )  # fmt: skip
+
+
+def recurrent():
+    return Graph(
+        lambda m, x: m.fc(m.rnn(m.embed(x.flatten(2).transpose(1, 2)))[0][:, -1]),
+        embed=nn.Linear(2, 8), rnn=nn.LSTM(8, 8, batch_first=True), fc=nn.Linear(8, 3),
+    )  # fmt: skip
+
+
 NARROWED = [
     skip_concat, padded_concat, squeeze_excite, depthwise_separable, grouped, transposed, two_outputs, called_twice,
-    own_slopes, projected_sum, sliced,
+    own_slopes, projected_sum, sliced, flattened_by_number, outputs_by_name, hourglass, inverted_residual,
+    channels_last, idle_branch,
 ]  # fmt: skip
-LEFT_ALONE = [tied, scaled_by_a_parameter, attention]
+LEFT_ALONE = [
+    tied, scaled_by_a_parameter, attention, half_of_a_concat, swapped_halves, groups_of_what_is_not_told_apart,
+    recurrent,
+]  # fmt: skip
 X = torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(1))
 
 
@@ -229,6 +327,15 @@ def test_a_group_goes_only_as_a_whole():
     assert (small.model[1].groups, small.model[1].in_channels, small.model[1].out_channels) == (1, 2, 2)
     assert [(units.layer, units.units) for units in small.plan.kept] == [("1", (1,))]
     assert small.plan.kept[0].reason == "what they are joined with is still needed"
+
+
+@torch.no_grad()
+def test_units_of_a_branch_that_leads_nowhere_stay_with_the_reason():
+    plan = compact(made(idle_branch, 0), X).plan
+    assert {units.layer for units in plan.removed} == {"three"}
+    assert [units.reason for units in plan.kept if units.layer == "one"] == [
+        "'idle' reads it, whose value nothing reads"
+    ]
 
 
 @torch.no_grad()

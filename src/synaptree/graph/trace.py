@@ -19,7 +19,7 @@ class _Tracer(fx.Tracer):
     failed = ""  # the innermost module in which tracing stopped
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
-        own = type(m).forward.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential)
+        own = str(type(m).forward.__module__).startswith("torch.nn") and not isinstance(m, nn.Sequential)
         return own or isinstance(m, Shortcut)
 
     def call_module(

@@ -1,14 +1,13 @@
 """Exact compaction: a sparse network as a smaller dense-shaped one that computes the same."""
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 
 from synaptree.core.errors import NumericError, OptionError
 from synaptree.core.layer import unwrapped
@@ -17,12 +16,13 @@ from synaptree.graph.node import Graph, GraphError
 from synaptree.graph.read import read
 from synaptree.graph.residual import norm_of
 from synaptree.graph.shortcut import Shortcut
-from synaptree.graph.trace import reason, undisturbed
 from synaptree.surgery.fold import fold_constants, unfed
 from synaptree.surgery.narrow import Cuts, narrow, narrowed_optimizer, narrowed_topology, patched
+from synaptree.surgery.parts import Part, Parts, stopped
 from synaptree.surgery.plan import Plan, existing, planned
+from synaptree.surgery.proof import Proof, require_fit_in_training
 
-__all__ = ["Compacted", "compact"]
+__all__ = ["Compacted", "compact", "require_dead_weights_zero"]
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,10 @@ def compact(
     A unit is removed where everything it is joined with goes too: the terms of a sum, the parts of a
     concatenation, a whole group of a grouped convolution. The constant `f(b[i])` of a unit that nothing feeds
     goes into what reads it, `b[k] += w[k, i] f(b[i])`, or is taken from the running mean of the batch norm
-    behind, where that is exact at every place; otherwise the unit stays. In eval mode the outputs are equal up
-    to rounding, which is checked on `example_input` and on random inputs of its shape. In training mode a
-    batch norm gives its shift for a constant, so that what was folded from behind one may differ there.
+    behind, where that is exact at every place and for inputs of any size; otherwise the unit stays. In eval mode
+    the outputs are equal up to rounding, which is checked on `example_input` and on random inputs of its shape. In
+    training mode a batch norm gives its shift for a constant, so that what was folded from behind one may differ
+    there.
 
     Args:
         model: any module with one input; left as it is. The result is a copy of it with narrower layers, or a
@@ -70,8 +71,10 @@ def compact(
         fold_norms: also multiply each batch norm into the layer before it. Training cannot go on then.
 
     Returns:
-        The network, and topology and optimizer carried over to it. A model that cannot be read as a graph
-        comes back as a plain copy, and the plan's notes say what stopped it.
+        The network, and topology and optimizer carried over to it. Where the model cannot be read as a graph, each
+        child that can be and that nothing reaches into from outside is compacted on its own, with all of its inputs
+        and outputs, and the plan's notes say what stopped the rest. Who reaches where is seen on the inputs of the
+        proof alone.
 
     Raises:
         GraphError: the model does not run on the example.
@@ -93,37 +96,102 @@ def compact(
     if fold_norms and (topology is not None or optimizer is not None):
         raise OptionError("fold_norms ends training: compact without topology and optimizer, or without fold_norms")
     if topology is not None:
-        _require_dead_weights_zero(model, topology)
+        require_dead_weights_zero(model, topology)
+    proof = Proof(model, example_input)
     try:
-        wanted = _proof_outputs(model, example_input)
-    except (RuntimeError, ValueError) as error:
-        shape = tuple(example_input.shape)
-        raise GraphError(f"the model does not run on an example of shape {shape}: {reason(error)}") from error
-    smaller, plan, alive, cuts = _compacted(model, example_input, topology, wanted)
-    if fold_norms and not plan.notes:
-        _fold_norms(smaller, example_input)
+        smaller = _narrowed(model, deepcopy(model), example_input, topology, proof, fold_norms)
+    except GraphError as error:
+        smaller = _narrowed_in_parts(model, error, topology, proof, fold_norms)
     return Compacted(
-        smaller,
-        None if topology is None else narrowed_topology(topology, alive, cuts, smaller),
-        None if optimizer is None else narrowed_optimizer(optimizer, model, smaller, cuts),
-        plan,
-        _proved(_ran(smaller, example_input), wanted),
+        smaller.model,
+        None if topology is None else narrowed_topology(topology, smaller.alive, smaller.cuts, smaller.model),
+        None if optimizer is None else narrowed_optimizer(optimizer, model, smaller.model, smaller.cuts),
+        smaller.plan,
+        proof.error(smaller.model),
     )
 
 
-def _compacted(
-    model: nn.Module, example: Tensor, topology: Topology | None, wanted: list[Tensor]
-) -> tuple[nn.Module, Plan, dict[str, Tensor], Cuts]:
-    smaller = deepcopy(model)
+@dataclass(frozen=True)
+class _Smaller:
+    """A narrower copy of a model, with what was planned, which connections are left, and what was cut."""
+
+    model: nn.Module
+    plan: Plan
+    alive: dict[str, Tensor]
+    cuts: Cuts
+
+
+def _narrowed(
+    model: nn.Module, smaller: nn.Module, example: Tensor, topology: Topology | None, proof: Proof, fold_norms: bool
+) -> _Smaller:
+    """Narrow a copy of a model, in place where its forward holds no fixed sizes.
+
+    Raises:
+        GraphError: the model cannot be read, or what is left of it would not fit its forward in training mode.
+        NumericError: the copy does not compute the same.
+    """
+    graph = read(smaller, example)
+    plan, kept, alive = _plan(graph, example, topology)
+    cuts = narrow(graph, kept)
+    if not proof.holds(smaller):
+        if isinstance(smaller, Part):
+            raise GraphError("narrower, it does not compute the same; its forward may hold fixed sizes")
+        smaller = patched(smaller, graph, kept, example)
+    if cuts:
+        require_fit_in_training(model, smaller, graph, example)
+    if fold_norms:
+        _fold_norms(smaller, example)
+    proof.error(smaller)
+    return _Smaller(smaller, plan, alive, cuts)
+
+
+def _narrowed_in_parts(
+    model: nn.Module, error: GraphError, topology: Topology | None, proof: Proof, fold_norms: bool
+) -> _Smaller:
+    """Return a copy of a model in which the largest children that can be are narrower, all by themselves."""
+    whole, notes = _Smaller(deepcopy(model), Plan(), {}, {}), list[str]()
     try:
-        graph = read(smaller, example)
-        plan, kept, alive = _plan(graph, example, topology)
-        cuts = narrow(graph, kept)
-        if not _repeats(smaller, example, wanted):
-            smaller = patched(smaller, graph, kept, example)
-    except GraphError as error:
-        return deepcopy(model), Plan(notes=(f"nothing was removed: {error}",)), {}, {}
-    return smaller, plan, alive, cuts
+        parts = Parts(whole.model, proof.inputs)
+    except Exception as refusal:  # a model may not bear to be watched
+        why = f"nothing was removed: {stopped(error)}. Its parts cannot be told apart: {stopped(refusal)}"
+        return _Smaller(deepcopy(model), Plan(notes=(why,)), {}, {})
+    todo, seen = parts.below(""), {""}
+    while todo:
+        name = todo.pop(0)
+        if name in seen:
+            continue
+        seen.add(name)
+        why = parts.objection(name)
+        if not why:
+            try:
+                whole = _with_part(whole, name, parts.examples[name], topology, proof, fold_norms)
+                continue
+            except (GraphError, NumericError) as refusal:
+                why = stopped(refusal)
+        if not parts.is_container(name):
+            notes.append(f"{name!r} was not compacted as a whole: {why}")
+        todo = parts.below(name) + todo
+    done = "only parts of the model were compacted" if whole.plan.removed else "nothing was removed"
+    return replace(whole, plan=replace(whole.plan, notes=(f"{done}: {stopped(error)}", *notes)))
+
+
+def _with_part(
+    whole: _Smaller, name: str, example: Tensor, topology: Topology | None, proof: Proof, fold_norms: bool
+) -> _Smaller:
+    """Return a copy in which one child is narrower between its inputs and its outputs.
+
+    Raises:
+        GraphError: the child cannot be read.
+        NumericError: the child, or with it the model, does not compute the same.
+    """
+    trial = deepcopy(whole.model)
+    before = Part(whole.model, name)
+    found = _narrowed(before, Part(trial, name), example, topology, Proof(before, example), fold_norms)
+    proof.error(trial)
+    plan = Plan(whole.plan.removed + found.plan.removed, whole.plan.kept + found.plan.kept)
+    if not found.cuts and not fold_norms:
+        return replace(whole, plan=plan)
+    return _Smaller(trial, plan, whole.alive | found.alive, whole.cuts | found.cuts)
 
 
 def _plan(
@@ -158,7 +226,8 @@ def _existing(graph: Graph, topology: Topology | None) -> dict[str, Tensor]:
     return found
 
 
-def _require_dead_weights_zero(model: nn.Module, topology: Topology) -> None:
+def require_dead_weights_zero(model: nn.Module, topology: Topology) -> None:
+    """Raise `NumericError`, with the count, if connections that do not exist have weights other than 0."""
     counts = {
         name: int(((parameter.detach() != 0) & ~topology.masks[name]).sum())
         for name, parameter in topology.parameters(model)
@@ -168,53 +237,6 @@ def _require_dead_weights_zero(model: nn.Module, topology: Topology) -> None:
         raise NumericError(
             f"{total} weights of connections that do not exist are not 0: {where}; call topology.apply(model) first"
         )
-
-
-def _proof_outputs(model: nn.Module, example: Tensor) -> list[Tensor]:
-    """Return every output tensor on the example and on random inputs of its shape, in eval mode."""
-    inputs = [example]
-    if example.is_floating_point():
-        rng = torch.Generator().manual_seed(0)
-        inputs.append(torch.randn(example.shape, generator=rng).to(example.device, example.dtype))
-    with undisturbed(model, example):
-        return [leaf.clone() for x in inputs for leaf in tree_leaves(model(x.clone())) if isinstance(leaf, Tensor)]
-
-
-def _ran(model: nn.Module, example: Tensor) -> list[Tensor]:
-    try:
-        return _proof_outputs(model, example)
-    except (RuntimeError, ValueError) as error:
-        raise NumericError(f"the compacted model does not run, nothing is returned: {reason(error)}") from error
-
-
-def _repeats(model: nn.Module, example: Tensor, wanted: list[Tensor]) -> bool:
-    try:
-        _proved(_ran(model, example), wanted)
-    except NumericError:
-        return False
-    return True
-
-
-def _proved(got: list[Tensor], wanted: list[Tensor]) -> float:
-    """Return the largest difference.
-
-    Raises:
-        NumericError: it is beyond rounding.
-    """
-    shapes = [[tuple(leaf.shape) for leaf in leaves] for leaves in (got, wanted)]
-    if shapes[0] != shapes[1]:
-        raise NumericError(f"the compacted model gives outputs of shapes {shapes[0]}, wanted {shapes[1]}")
-    largest = 0.0
-    for one, other in zip(got, wanted, strict=True):
-        error, scale = (torch.nan_to_num(part.double()).abs().max().item() for part in (one - other, other))
-        resolution = torch.finfo(other.dtype).eps if other.is_floating_point() else 0.0
-        if error > 1000 * resolution * max(1.0, scale) or not one.isfinite().equal(other.isfinite()):
-            raise NumericError(
-                f"the compacted model's outputs of shape {tuple(one.shape)} differ by up to {error:.3g} from the "
-                f"model's, of size up to {scale:.3g}; nothing is returned"
-            )
-        largest = max(largest, error)
-    return largest
 
 
 def _fold_norms(model: nn.Module, example: Tensor) -> None:
@@ -236,4 +258,5 @@ def _fold_norms(model: nn.Module, example: Tensor) -> None:
         dtype = one.weight.dtype
         one.weight = nn.Parameter((one.weight.detach().double() * scale.view(along)).to(dtype))
         one.bias = nn.Parameter(shift.to(dtype))
-        model.set_submodule(norm, nn.Identity())
+        for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is other]:
+            model.set_submodule(name, nn.Identity())

@@ -1,14 +1,19 @@
 """Which channels of a model can only go together, and which must stay."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from synaptree.graph.node import Graph, Node
+from synaptree.graph.operations import reads_values
 
 __all__ = ["Coupling", "reads_channels"]
+
+
+_JOINING = {"cat", "concat", "stack"}
+_PICKING = {"chunk", "flip", "getitem", "narrow", "roll", "select", "split", "tensor_split", "unbind"}
 
 
 class Coupling:
@@ -41,6 +46,7 @@ class Coupling:
             self._join_node(node)
             if node.module is not None and any(True for _ in graph.module(node.module).parameters()):
                 self._join_calls(calls.setdefault(node.module, node), node)
+        self._pin_what_is_read_for_nothing()
         self.label = _components(self.size, self._pairs)
         self.pinned = {int(self.label[slot]): why for slot, why in self._why.items()}
 
@@ -83,9 +89,9 @@ class Coupling:
         sources = [self.graph[name] for name in node.inputs]
         module = self.graph.module(node.module) if node.module is not None else None
         if node.op == "input":
-            self._pin(node, "it is the model's input")
+            self._pin(node, "it is an input")
         elif node.op == "output" or node.op == "other" or (module is not None and _reparametrised(module)):
-            why = "the model's output reads it" if node.op == "output" else f"{node.name!r} reads all of it"
+            why = "it is an output" if node.op == "output" else f"{node.name!r} reads all of it"
             for part in (node, *sources):
                 self._pin(part, why)
         elif module is not None and node.is_layer:
@@ -101,17 +107,23 @@ class Coupling:
             self._join_channels(node, sources)
 
     def _join_layer(self, node: Node, source: Node, module: nn.Module) -> None:
+        groups = module.groups if isinstance(module, _ConvNd) else 1
         if not reads_channels(self.graph, node):
             self._pin(source, f"{node.name!r} reads it along another axis")
+            if groups > 1:
+                self._pin(node, f"its groups read {source.name!r}, whose channels are not told apart")
             return
-        groups = module.groups if isinstance(module, _ConvNd) else 1
         if groups > 1:
             members = torch.cat([self._slots(n).view(groups, -1) for n in (source, node)], 1)
             self._join(members[:, :1].expand_as(members).flatten(), members.flatten())
 
     def _join_move(self, node: Node, sources: list[Node]) -> None:
-        if not _in_order(node, sources):
-            for part in (node, *sources):
+        told_apart = {other.name for other in self.graph.nodes if other.op != "move"} | set(node.inputs)
+        moves = _moves(self.graph, node.name, told_apart)
+        read = {n.name for move in moves for n in move.all_input_nodes}
+        left_out = [self.graph[name] for name in told_apart & read - set(node.inputs)]
+        if left_out or _picks_from_several(moves) or not _in_order(node, sources):
+            for part in (node, *sources, *left_out):
                 self._pin(part, f"{node.name!r} picks channels by number")
             return
         for source, (channel, origin) in zip(sources, node.links, strict=True):
@@ -139,6 +151,27 @@ class Coupling:
             else:
                 self._pin(a, f"{one.module!r} is called on it and on another width")
                 self._pin(b, f"{one.module!r} is called on it and on another width")
+
+    def _pin_what_is_read_for_nothing(self) -> None:
+        """Keep what operations read whose value goes nowhere: they still run, and would not fit."""
+        for idle in _without_effect(self.graph):
+            moves = _moves(self.graph, idle.name, {node.name for node in self.graph.nodes})
+            read = {n.name for move in moves for n in move.all_input_nodes}
+            for node in self.graph.nodes:
+                called = idle.op == "call_module" and idle.target == node.module
+                if node.name in read or called:
+                    for name in (node.name, *(node.inputs if called else ())):
+                        self._pin(self.graph[name], f"{idle.name!r} reads it, whose value nothing reads")
+
+
+def _without_effect(graph: Graph) -> list[fx.Node]:
+    """Return the operations that the output does not depend on."""
+    everything = list(graph.traced.graph.nodes)
+    behind = {node.name for node in graph.nodes}
+    for n in reversed(everything):
+        if n.name in behind:
+            behind |= {source.name for source in n.all_input_nodes}
+    return [n for n in everything if n.name not in behind and reads_values(n)]
 
 
 def reads_channels(graph: Graph, node: Node) -> bool:
@@ -179,6 +212,20 @@ def _in_order(node: Node, sources: list[Node]) -> bool:
         if not origin[channel.argsort()].equal(wanted[-1]) or int(channel.max() - channel.min()) >= len(channel):
             return False
     return True
+
+
+def _moves(graph: Graph, last: str, ends: Collection[str]) -> list[fx.Node]:
+    """Return an operation and the moves before it, back to where a value at the `ends` is read."""
+    found = [n for n in graph.traced.graph.nodes if n.name == last]
+    for n in found:  # which grows
+        found += [m for m in n.all_input_nodes if m.name not in ends and m not in found and reads_values(m)]
+    return found
+
+
+def _picks_from_several(moves: list[fx.Node]) -> bool:
+    """Return whether something is picked by number after several inputs were joined, whose widths then count."""
+    names = {n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "") for n in moves}
+    return bool(names & _JOINING) and bool(names & _PICKING)
 
 
 def _as_wide(source: Node, node: Node) -> bool:

@@ -18,12 +18,16 @@ from synaptree.surgery.coupling import reads_channels
 __all__ = ["fold_constants", "unfed"]
 
 
-def unfed(graph: Graph, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return which channels do not depend on the input in eval mode.
+def unfed(
+    graph: Graph, alive: Mapping[str, Tensor], uneven: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return which channels depend neither on the input nor on its size in eval mode.
 
     Args:
         graph: of the model.
         alive: parameter name -> which of its connections exist, bool; a missing one means all.
+        uneven: name of a node -> bool `(channels,)`: channels that differ by place, as at a padded border. What
+            a pool makes of them depends on the size.
 
     Returns:
         Name of each node -> bool `(channels,)`.
@@ -35,13 +39,16 @@ def unfed(graph: Graph, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensor([False,  True])
     """
     found: dict[str, Tensor] = {}
+    sized = _dependent_on_size(graph)
     for node in graph.nodes:
         found[node.name] = torch.zeros(node.channels, dtype=torch.bool)
         inputs = [found[name] for name in node.inputs]
+        if node.op == "pool" and uneven and node.inputs[0] in uneven:
+            inputs = [inputs[0] & ~uneven[node.inputs[0]]]
         mask = alive.get(f"{node.module}.weight")
         if node.is_layer and mask is not None:
             found[node.name] = _without_connections(graph, node, mask)
-        elif node.op in ("norm", "pointwise", "add", "pool"):
+        elif node.op in ("norm", "pointwise", "add", "pool") and node.name not in sized:
             inputs = [known if len(known) == node.channels else known.all().expand(node.channels) for known in inputs]
             found[node.name] = torch.stack(inputs).all(0)
             if node.op == "norm" and mask is not None and len(mask) == node.channels:
@@ -70,22 +77,39 @@ def fold_constants(graph: Graph, example: Tensor, alive: dict[str, Tensor]) -> d
     Returns:
         Name of each node with a constant that some layer still reads -> why it could not be folded.
     """
-    known, norms, kept = unfed(graph, alive), norm_of(graph), {}
+    known, norms = unfed(graph, alive), norm_of(graph)
+    kept: dict[str, str] = {}
+    with_constants = [node for node in graph.nodes if node.inputs and bool(known[node.inputs[0]].any())]
     readers = [
-        node for node in graph.nodes
+        node for node in with_constants
         if node.is_layer and f"{node.module}.weight" in alive and reads_channels(graph, node)
-        and bool(known[node.inputs[0]].any()) and graph.calls[str(node.module)] == 1
+        and graph.calls[str(node.module)] == 1
     ]  # fmt: skip
+    if not readers:
+        return kept
+    pooled = [node.inputs[0] for node in with_constants if node.op == "pool"]
     values: dict[str, Tensor] = {}
-    if readers:
-        with undisturbed(graph.traced, example):
-            run(graph, example[:1].clone(), {n.inputs[0]: partial(_keep, values, n.inputs[0]) for n in readers})
+    with undisturbed(graph.traced, example):
+        watched = dict.fromkeys([*pooled, *(node.inputs[0] for node in readers)])
+        run(graph, example[:2].clone(), {name: partial(_keep, values, name) for name in watched})
+    uneven = {name: ~_even(_places(graph[name], values[name])).cpu() for name in pooled}
+    at_any_size = unfed(graph, alive, uneven)
     for node in readers:
+        source = graph[node.inputs[0]]
         norm = graph.module(norms[str(node.module)]) if node.module in norms else None
-        why = _fold(graph, node, norm, values[node.inputs[0]], known[node.inputs[0]], alive)
-        if why:
-            kept[node.inputs[0]] = why
+        places = _places(source, values[source.name])
+        if why := _fold(graph, node, norm, places, known[source.name], at_any_size[source.name], alive):
+            kept[source.name] = why
     return kept
+
+
+def _places(node: Node, value: Tensor) -> Tensor:
+    """Return the values of each channel, `(channels, places)`."""
+    return value.reshape(1, -1) if node.axis is None else value.movedim(node.axis, 0).flatten(1)
+
+
+def _even(places: Tensor) -> Tensor:
+    return (places == places[:, :1]).all(1)
 
 
 def _keep(values: dict[str, Tensor], name: str, value: Tensor) -> None:
@@ -100,6 +124,21 @@ def _without_connections(graph: Graph, node: Node, mask: Tensor) -> Tensor:
     return ~by_group.any(1).flatten()
 
 
+def _dependent_on_size(graph: Graph) -> set[str]:
+    """Return the functions that may make something else of a constant where the input is of another size."""
+    activations = {node.name for node in graph.nodes}
+    found: set[str] = set()
+    sizes: set[str] = set()
+    for n in graph.traced.graph.nodes:
+        read = {source.name for source in n.all_input_nodes}
+        if n.name not in activations:
+            if n.op == "placeholder" or read & (activations | sizes):
+                sizes.add(n.name)
+        elif read & sizes or n.target in ("sum", torch.sum):
+            found.add(n.name)
+    return found
+
+
 def _past(graph: Graph, node: Node, known: Tensor, scale: Tensor | None) -> Tensor:
     module: Any = graph.module(str(node.module))
     found = torch.ones(node.channels, dtype=torch.bool)
@@ -108,15 +147,15 @@ def _past(graph: Graph, node: Node, known: Tensor, scale: Tensor | None) -> Tens
 
 
 def _fold(
-    graph: Graph, node: Node, norm: nn.Module | None, value: Tensor, known: Tensor, alive: dict[str, Tensor]
+    graph: Graph, node: Node, norm: nn.Module | None, places: Tensor, known: Tensor, at_any_size: Tensor,
+    alive: dict[str, Tensor],
 ) -> str:
     module, name = graph.module(str(node.module)), f"{node.module}.weight"
     weight = module.get_parameter("weight")
-    places = value.movedim(-1 if node.op == "linear" else 1, 0).flatten(1)
-    constants, read_by = places[:, 0], _readers(module, alive[name]).to(value.device)
-    known = known.to(value.device) & read_by
-    exact = known & (places == constants.unsqueeze(1)).all(1) & constants.isfinite()
-    why = f"{node.module!r} reads it, and its value differs by place" if not exact.equal(known) else ""
+    constants, read_by = places[:, 0], _readers(module, alive[name]).to(places.device)
+    known = known.to(places.device) & read_by
+    exact = known & at_any_size.to(places.device) & _even(places) & constants.isfinite()
+    why = f"{node.module!r} reads it, and its value differs by place or size" if not exact.equal(known) else ""
     if _cares_for_the_border(module) and (exact & (constants != 0)).any():
         exact &= constants == 0
         why = f"{node.module!r} reads it with other values at the border"
@@ -131,7 +170,7 @@ def _fold(
         given, why = _given(module, constants, exact), f"{node.module!r} reads it and its bias is cut"
     if not exact.any():
         return why
-    taken = _per_connection(exact, module) & alive[name].to(value.device).view(weight.shape[:2])
+    taken = _per_connection(exact, module) & alive[name].to(places.device).view(weight.shape[:2])
     if sink is not None and given is not None:
         sink += (given if module._parameters.get("bias") is not None else -given).to(sink.dtype)
     taken = taken.view(*taken.shape, *(1 for _ in weight.shape[2:]))

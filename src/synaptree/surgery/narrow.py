@@ -221,7 +221,8 @@ def _cut_conv(module: _ConvNd, out: Tensor, inputs: Tensor | None) -> dict[str, 
     transposed = isinstance(module, _ConvTransposeNd)
     if module.groups > 1:
         module.groups = module.groups * len(out) // module.out_channels
-        axes = {0: out} if not transposed or inputs is None else {0: inputs}
+        first = inputs if transposed else out
+        axes = {} if first is None else {0: first}
     else:
         axes = {1 if transposed else 0: out} | ({} if inputs is None else {0 if transposed else 1: inputs})
     module.out_channels = len(out)

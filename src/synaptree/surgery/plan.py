@@ -12,6 +12,8 @@ from synaptree.surgery.coupling import Coupling
 __all__ = ["Plan", "Units", "existing", "planned"]
 
 UNREAD = "nothing reads them"
+JOINED = "what they are joined with is still needed"
+UNTAKEN = "what reads them cannot take their constants"
 UNFED = "nothing feeds them; their constants are folded into what reads them"
 
 
@@ -40,7 +42,7 @@ class Plan:
     Attributes:
         removed: units that are gone.
         kept: units that nothing reads or nothing feeds and that had to stay.
-        notes: what could not be done at all, in sentences.
+        notes: what could not be compacted as a whole, and what stopped it, in sentences.
 
     Example:
         >>> print(Plan(removed=(Units("fc1", (0, 3), "nothing reads them"),)))
@@ -85,7 +87,7 @@ def planned(
                 removed.append((node.module, i, UNFED if unfed[node.name][i] else UNREAD))
             elif idle:
                 label = int(coupling.of(node.name)[i])
-                stay.append((node.module, i, why.get(label, "what they are joined with is still needed")))
+                stay.append((node.module, i, why.get(label, UNTAKEN if wanted[node.module][i] else JOINED)))
     return Plan(_grouped(removed), _grouped(stay)), kept
 
 
