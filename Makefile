@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-integrations style check lines tables bench clean
+.PHONY: demo test test-integrations style check fuzz lines tables bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/synaptree run demo --out runs/demo
@@ -24,6 +24,9 @@ style: $(VENV)/ready
 check: style
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
+fuzz: $(VENV)/ready
+	$(BIN)/python tools/fuzz.py --inputs 200000
+
 lines: $(VENV)/ready
 	$(BIN)/python tools/lines.py
 
@@ -35,6 +38,8 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/nnrelief_scoring.py
 	$(BIN)/python benchmarks/growth_scale.py
 	$(BIN)/python benchmarks/coding.py
+	$(BIN)/python benchmarks/compact.py
+	$(BIN)/python benchmarks/size.py
 
 # torch goes first and alone, so that nothing asked for beside it can draw in another build of it
 $(VENV)/ready: pyproject.toml constraints.txt

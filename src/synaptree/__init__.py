@@ -14,20 +14,27 @@ _WHERE = {
     "Topology": "synaptree.core.topology",
     "build": "synaptree.methods",
     "check_method": "synaptree.testing",
+    "compact": "synaptree.surgery.compact",
     "count": "synaptree.measure.count",
     "expose_shortcuts": "synaptree.surgery.shortcuts",
-    "load_into": "synaptree.artifact.interchange",
+    "load": "synaptree.artifact.syn",
+    "load_into": "synaptree.artifact.syn",
     "load_recipe": "synaptree.recipe",
+    "load_topology": "synaptree.artifact.syn",
     "method": "synaptree.core.method",
     "prune": "synaptree.core.oneshot",
+    "save": "synaptree.artifact.syn",
     "save_sparse": "synaptree.artifact.interchange",
 }
 
 __all__ = list(_WHERE)
 
 if TYPE_CHECKING:
-    from synaptree.artifact.interchange import load_into as load_into
     from synaptree.artifact.interchange import save_sparse as save_sparse
+    from synaptree.artifact.syn import load as load
+    from synaptree.artifact.syn import load_into as load_into
+    from synaptree.artifact.syn import load_topology as load_topology
+    from synaptree.artifact.syn import save as save
     from synaptree.core.attach import Attached as Attached
     from synaptree.core.attach import attach as attach
     from synaptree.core.errors import SynaptreeError as SynaptreeError
@@ -39,6 +46,7 @@ if TYPE_CHECKING:
     from synaptree.methods import METHODS as METHODS
     from synaptree.methods import build as build
     from synaptree.recipe import load_recipe as load_recipe
+    from synaptree.surgery.compact import compact as compact
     from synaptree.surgery.shortcuts import expose_shortcuts as expose_shortcuts
     from synaptree.testing import check_method as check_method
 

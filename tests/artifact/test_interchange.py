@@ -3,11 +3,11 @@ from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from synaptree.artifact.interchange import load_into, read_tensors, save_sparse, write_tensors
+from synaptree.artifact.interchange import load_into, read_tensors, save_dense, save_sparse, write_tensors
 from synaptree.core.errors import CheckpointError
 from synaptree.core.oneshot import prune
 from synaptree.core.topology import Topology
@@ -173,3 +173,31 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_tensors(file, {"a": torch.zeros(1)}, {"x": object()})
     assert read_tensors(file)[1] == {"x": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["net"]
+
+
+def test_a_plain_file_goes_out_and_in_bit_for_bit(tmp_path):
+    torch.manual_seed(0)
+    model, other = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    size = save_dense(model, tmp_path / "a.safetensors")
+    assert size == (tmp_path / "a.safetensors").stat().st_size
+    assert load_file(tmp_path / "a.safetensors").keys() == model.state_dict().keys()  # any library reads it
+    topology = load_into(other, tmp_path / "a.safetensors")
+    assert not topology.masks
+    for name, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value)
+
+
+def test_a_plain_file_of_another_model_changes_nothing(tmp_path):
+    save_file({"0.weight": torch.ones(2, 3), "0.bias": torch.ones(5)}, tmp_path / "a.safetensors")
+    model = nn.Sequential(nn.Linear(3, 2))
+    before = model[0].weight.detach().clone()
+    with pytest.raises(CheckpointError, match=r"0.bias has shape \(5,\), the model wants \(2,\)"):
+        load_into(model, tmp_path / "a.safetensors")
+    assert torch.equal(model[0].weight, before)
+
+
+def test_tied_weights_go_out_under_both_names(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    save_dense(model, tmp_path / "a.safetensors")
+    assert set(load_file(tmp_path / "a.safetensors")) == {"0.weight", "0.bias", "1.weight", "1.bias"}

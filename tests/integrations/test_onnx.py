@@ -80,3 +80,21 @@ def test_a_file_with_other_outputs_is_not_written(tmp_path, monkeypatch):
 def test_one_sample_is_no_example(tmp_path):
     with pytest.raises(SynaptreeError, match="two samples"):
         export_onnx(nn.Linear(3, 2), tmp_path / "m.onnx", torch.rand(1, 3))
+
+
+def test_the_command_exports_a_small_file(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from synaptree.artifact.syn import save
+    from synaptree.cli.commands import app
+
+    monkeypatch.chdir(tmp_path)
+    model = zoo.build("mlp", inputs=64, hidden=(40,), seed=0)
+    topology = prune(model, build("magnitude", density=0.03))
+    save(model, "m.syn", example_input=torch.rand(2, 1, 8, 8), topology=topology)
+    result = CliRunner().invoke(app, ["export", "m.syn", "--onnx", "m.onnx"])
+    assert result.exit_code == 0, result.output
+    assert "compacted" in result.stdout
+    x = torch.rand(3, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(outputs(tmp_path / "m.onnx", x)[0]), model.eval()(x))

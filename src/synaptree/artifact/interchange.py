@@ -16,19 +16,21 @@ from synaptree.core.errors import CheckpointError
 from synaptree.core.layer import modules_of
 from synaptree.core.topology import Topology
 
-__all__ = ["load_into", "read_tensors", "save_sparse", "write_tensors"]
+__all__ = ["load_into", "read_tensors", "save_dense", "save_sparse", "write_tensors"]
 
 _FORMAT = "synaptree sparse 1"
 
 
-def save_sparse(model: nn.Module, path: str | Path, topology: Topology | None = None) -> int:
+def save_sparse(
+    model: nn.Module | Mapping[str, Tensor], path: str | Path, topology: Topology | None = None
+) -> int:
     """Write the weights that exist, and where they are, and return the size of the file in bytes.
 
     A masked parameter `name` is stored as `name:mask`, one bit per connection at the mask's
     granularity, and `name:values`, its existing weights in order; all else is stored whole.
 
     Args:
-        model: its `state_dict` is written.
+        model: its `state_dict` is written; or tensors by name.
         path: of the file; replaced only when the new one is complete.
         topology: the connections; without it everything is stored whole.
     """
@@ -49,13 +51,34 @@ def save_sparse(model: nn.Module, path: str | Path, topology: Topology | None = 
     return Path(path).stat().st_size
 
 
+def save_dense(model: nn.Module | Mapping[str, Tensor], path: str | Path) -> int:
+    """Write the model's `state_dict` as a plain safetensors file, zeros and all, and return its bytes.
+
+    Args:
+        model: or tensors by name; tied tensors are written under each of their names.
+        path: of the file; replaced only when the new one is complete.
+    """
+    # copies: safetensors refuses tensors that share memory
+    whole = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in _state(model).items()}
+    with replacing(path) as partial:
+        partial.write_bytes(save(whole))
+    return Path(path).stat().st_size
+
+
 def load_into(model: nn.Module, path: str | Path) -> Topology:
-    """Load what `save_sparse` wrote into a model of the same class, and return the topology.
+    """Load a safetensors file into a model of the same class, and return the topology.
+
+    Args:
+        model: takes over the weights.
+        path: of what `save_sparse` wrote, or of a plain file with one tensor for each of the model's; the topology
+            has no masks then.
 
     Raises:
         CheckpointError: the file is damaged, or belongs to another model; then nothing is changed.
     """
-    tensors, meta = read_tensors(path)
+    tensors, meta = _read(path)
+    if meta is None:
+        meta = {"format": _FORMAT, "masks": {}, "shapes": {}}
     if meta.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: wanted the format {_FORMAT!r}, got {meta.get('format')!r}")
     own = _state(model)
@@ -88,19 +111,30 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: the file is missing, damaged or of another kind.
     """
+    tensors, meta = _read(path)
+    if meta is None:
+        raise CheckpointError(f"{path}: cannot be read as a synaptree file ('json')")
+    return tensors, meta
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Return the tensors of a safetensors file, and the JSON text if it has one."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            meta: Any = json.loads((file.metadata() or {})["json"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+            text = (file.metadata() or {}).get("json")
+            meta: Any = None if text is None else json.loads(text)
+    except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as a synaptree file ({error})") from None
-    if not isinstance(meta, dict):
+    if text is not None and not isinstance(meta, dict):
         raise CheckpointError(f"{path}: cannot be read as a synaptree file (its JSON text is no table)")
     return tensors, meta
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
+def _state(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return what `state_dict` would, under the names a topology knows."""
+    if not isinstance(model, nn.Module):
+        return dict(model)
     state: dict[str, Tensor] = {}
     for name, module in modules_of(model):
         module._save_to_state_dict(state, f"{name}." if name else "", keep_vars=False)

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from synaptree import __version__
 from synaptree.core.errors import DataError, OptionError, SynaptreeError
+from synaptree.format.errors import FormatError
 
 __all__ = ["app"]
 
@@ -23,7 +24,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except BrokenPipeError:  # whoever read the output has seen enough
             raise
-        except (SynaptreeError, OSError) as error:
+        except (SynaptreeError, FormatError, OSError) as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from None
 
@@ -188,3 +189,74 @@ def similarity(
     from synaptree.cli.similarity import show_similarity
 
     show_similarity(networks, seed_net=seed_net, exclude=exclude or (), index=index, report=json)
+
+
+@app.command()
+def pack(
+    place: Annotated[Path, typer.Argument(help="A run's folder, or a safetensors file.", metavar="NETWORK")],
+    out: Annotated[Path, typer.Argument(help="The file to write.", metavar="FILE.syn")],
+    values: Annotated[Literal["fp32", "fp16", "int8"], typer.Option(help="How weights are stored.")] = "fp32",
+    data: DataFolder = None,
+    on: Annotated[
+        str | None, typer.Option(metavar="SET", help="Data set to measure on.", show_default="that of the run")
+    ] = None,
+    index: Annotated[
+        int | None, typer.Option("--round", min=0, help="Of a run's folder.", show_default="the last")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Of the zoo, for a file that no run wrote.", show_default="that of the run")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of --model, as width=32 or classes=100.")
+    ] = None,
+    no_compact: Annotated[bool, typer.Option("--no-compact", help="Leave units in that do nothing.")] = False,
+    fold_norms: Annotated[bool, typer.Option("--fold-norms", help="Batch norms into layers; ends training.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep ages and what a method remembers, so that it goes on exactly.")
+    ] = False,
+) -> None:
+    """Compact a network and write it as a small file.
+
+    Where its data is at hand, the accuracy before and after is measured, and
+    how large the values in it get, which whole-number arithmetic needs.
+    """
+    from synaptree.cli.files import pack as pack_network
+
+    pack_network(
+        place, out, values=values, index=index, model=model, options=option or (), on=on, root=data,
+        whole=no_compact, fold_norms=fold_norms, resume=resume,
+    )  # fmt: skip
+
+
+@app.command()
+def unpack(
+    file: Annotated[Path, typer.Argument(metavar="FILE.syn")],
+    out: Annotated[Path, typer.Argument(help="The file to write.", metavar="FILE.safetensors")],
+    sparse: Annotated[bool, typer.Option("--sparse", help="Masks, and the values that exist.")] = False,
+) -> None:
+    """Write what a small file holds as safetensors."""
+    from synaptree.cli.files import unpack as unpack_file
+
+    unpack_file(file, out, sparse=sparse)
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE.syn")],
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Show where the bytes of a small file go."""
+    from synaptree.cli.files import show_file
+
+    show_file(file, json=json)
+
+
+@app.command()
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE.syn")],
+    onnx: Annotated[Path, typer.Option("--onnx", metavar="FILE.onnx", help="The file to write.")],
+) -> None:
+    """Write the network of a small file as ONNX, checked against ONNX Runtime."""
+    from synaptree.cli.files import export as export_file
+
+    export_file(file, onnx)
