@@ -346,3 +346,23 @@ def test_channels_picked_by_number_stay_with_the_reason():
     plan = compact(model, X).plan
     assert [(units.layer, units.units) for units in plan.kept] == [("one", (0,))]
     assert plan.kept[0].reason == "'getitem' picks channels by number"
+
+
+def test_fixed_sizes_in_a_chain_of_reshapes_leave_the_model_as_it_is_and_are_said():
+    class Chain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 4, 2)
+
+        def forward(self, x):
+            return self.head(self.conv(x).relu().view(-1, 4, 4).flatten(1))
+
+    torch.manual_seed(0)
+    model, x = Chain(), torch.rand(2, 3, 4, 4)
+    with torch.no_grad():
+        model.conv.weight[2:] = 0.0
+        model.conv.bias[2:] = 0.0
+    small = compact(model, x)
+    assert "fixed sizes" in small.plan.notes[0]
+    assert small.model.conv.out_channels == 4
+    torch.testing.assert_close(small.model.eval()(x), model.eval()(x))

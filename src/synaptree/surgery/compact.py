@@ -137,6 +137,8 @@ def _narrowed(
         if isinstance(smaller, Part):
             raise GraphError("narrower, it does not compute the same; its forward may hold fixed sizes")
         smaller = patched(smaller, graph, kept, example)
+        if not proof.holds(smaller):
+            raise GraphError(f"narrower, {type(model).__name__} does not compute the same; it may hold fixed sizes")
     if cuts:
         require_fit_in_training(model, smaller, graph, example)
     if fold_norms:

@@ -1,7 +1,8 @@
 """The proof that a changed model still computes the same."""
 
+import io
 import re
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from copy import deepcopy
 from typing import Any
 
@@ -61,7 +62,8 @@ class Proof:
             NumericError: the difference is beyond rounding, or the other model does not run.
         """
         try:
-            got = _leaves(model, self.inputs)
+            with redirect_stderr(io.StringIO()):  # where a traced model prints what is raised anyway
+                got = _leaves(model, self.inputs)
         except Exception as error:
             raise NumericError(f"the compacted model does not run: {reason(error)}") from error
         forms = [[_form(leaf) for leaf in leaves] for leaves in (got, self._wanted)]
