@@ -96,7 +96,9 @@ def test_a_round_before_the_last_may_be_packed(run_folder: Path) -> None:
 def test_inspect_says_where_the_bytes_go(run_folder: Path) -> None:
     shows("pack", run_folder, "m.syn", "--values", "int8")
     said = shows("inspect", "m.syn")
-    assert "model: mlp" in said
+    assert "model: mlp inputs=64 hidden=[32]" in said or "model: mlp classes=10 inputs=64 hidden=[32]" in said
+    assert "network: round_02" in said
+    assert "ranges of values, by number: 0: " in said
     assert "data: digits" in said
     assert "topology: 2 masks" in said
     assert "steps from x (samples, " in said or "steps from input (samples, " in said
@@ -134,7 +136,7 @@ def test_a_file_that_no_run_wrote_wants_a_model(run_folder: Path) -> None:
     said = shows(
         "pack", "plain.safetensors", "m.syn", "--model", "mlp", "--option", "inputs=64", "--option", "hidden=[16]"
     )
-    assert "not measured: no data (name it with --on)" in said
+    assert "nothing says which data it is for; name it with --on" in said
     said = shows(
         "pack", "plain.safetensors", "m.syn", "--model", "mlp", "--option", "inputs=64", "--option", "hidden=[16]",
         "--on", "digits",
@@ -151,6 +153,7 @@ def test_what_cannot_be_packed_leaves_the_old_file(run_folder: Path) -> None:
     fails("pack", run_folder, "m.syn", "--on", "mnist")  # not laid out here
     fails("pack", run_folder, "m.syn", "--no-compact", "--fold-norms")
     fails("pack", "missing.safetensors", "m.syn", "--model", "mlp")
+    assert "--round 1 is for the folder of a run" in fails("pack", "other.safetensors", "m.syn", "--round", 1)
     assert Path("m.syn").read_bytes() == b"old"
 
 
@@ -189,3 +192,45 @@ def test_batch_norms_are_folded_on_request() -> None:
     x = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(folded(x), model.eval()(x), atol=1e-4, rtol=1e-4)
+
+
+def test_no_command_overwrites_what_it_reads(run_folder: Path) -> None:
+    shows("pack", run_folder, "m.syn")
+    before = Path("m.syn").read_bytes()
+    for words in (("pack", "m.syn", "m.syn"), ("unpack", "m.syn", "./m.syn"), ("export", "m.syn", "--onnx", "m.syn")):
+        assert "m.syn is what is read" in fails(*words)
+    assert Path("m.syn").read_bytes() == before
+
+
+def test_a_file_that_says_what_it_computes_is_packed_again(run_folder: Path) -> None:
+    shows("pack", run_folder, "fp32.syn")
+    said = shows("pack", "fp32.syn", "int8.syn", "--values", "int8")
+    assert "test accuracy on digits" in said  # the file says which data it is for
+    assert Path("int8.syn").stat().st_size < Path("fp32.syn").stat().st_size
+    assert "data: digits" in shows("inspect", "int8.syn")
+
+
+def test_data_to_measure_on_is_not_what_it_was_trained_on(run_folder: Path) -> None:
+    fails("pack", run_folder, "m.syn", "--on", "fashion_mnist")  # not laid out here
+    shows("pack", run_folder, "m.syn", "--on", "digits")
+    assert "data: digits" in shows("inspect", "m.syn")
+
+
+def test_other_json_beside_a_run_does_not_matter(run_folder: Path) -> None:
+    (run_folder / "aaa.json").write_text("{}")
+    try:
+        shows("pack", run_folder, "m.syn")
+    finally:
+        (run_folder / "aaa.json").unlink()
+
+
+def test_texts_of_strangers_are_no_commands_to_the_terminal() -> None:
+    save(sparse_mlp(), "m.syn", about={"note": "red\x1b[31m\nmodel: forged"})
+    said = shows("inspect", "m.syn")
+    assert r"note: red\x1b[31m\nmodel: forged" in said
+    assert "\x1b" not in said
+    assert "\nmodel: forged" not in said
+
+
+def test_without_compaction_nothing_is_said_of_it(run_folder: Path) -> None:
+    assert "compacted" not in shows("pack", run_folder, "m.syn", "--no-compact")

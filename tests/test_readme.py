@@ -11,15 +11,15 @@ from typer.testing import CliRunner
 from synaptree.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+README, SMALL = ((ROOT / name).read_text() for name in ("README.md", "docs/small.md"))
+BLOCKS = [block for text in (README, SMALL) for block in re.findall(r"```(\w+)\n(.*?)```", text, flags=re.DOTALL)]
 
 
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 SHELL = [line.partition("#")[0] for language, code in BLOCKS if language == "bash" for line in code.splitlines()]
 
 
-@pytest.mark.parametrize("code", PYTHON, ids=["quick", "any-model", "in-training", "strength"])
+@pytest.mark.parametrize("code", PYTHON, ids=["quick", "any-model", "in-training", "strength", "small"])
 def test_the_python_in_the_readme_runs(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}

@@ -328,6 +328,22 @@ def test_reading_takes_no_more_memory_than_the_tensors():
         tracemalloc.stop()
 
 
+def test_reading_takes_at_most_twice_what_the_tensors_take_in_the_end():
+    whole, mask = np.full((512, 2048), 0.5, np.float32), np.ones((512, 2048), np.bool_)
+    made = [Entry.of("w", whole, own, values=values) for values in ("fp32", "fp16", "int8") for own in (None, mask)]
+    made += [Entry.of("w", whole.ravel(), values="int8"), *(Entry.of("w", whole > 0.5 * k) for k in range(2))]
+    made += [Entry.of("w", np.arange(whole.size).reshape(whole.shape).astype(dtype)) for dtype in ("int64", "float64")]
+    for entry in made:
+        data = encode(File(entries=entries(entry)))
+        taken = entry.data.nbytes + (0 if entry.mask is None else entry.mask.nbytes) + len(data)
+        tracemalloc.start()
+        try:
+            decode(data)
+            assert tracemalloc.get_traced_memory()[1] < 2 * taken + (1 << 20), entry
+        finally:
+            tracemalloc.stop()
+
+
 def test_large_tensors_in_few_bytes_need_zeros_behind_them():
     # 4096 x 1024 entries less 2^20 at 2^16 a byte: 48 bytes; fp32 of no values: 1 + 4 + 4; a range of no ones and
     # a row: 3 + 4

@@ -66,7 +66,7 @@ def test_columns_that_16_bits_cannot_count_take_32():
 def test_a_report_prints_every_tensor_and_every_total():
     text = str(inspect(encode(compressed())))
     lines = text.splitlines()
-    assert lines[0].split() == ["tensor", "density", "mask", "bytes", "values", "bytes", "bound"]
+    assert lines[0].split() == ["tensor", "density", "mask", "bytes", "values", "bytes", "entropy"]
     assert [line.split()[0] for line in lines[1:9]] == list(compressed().entries)
     assert f"total: {len(encode(compressed()))}" in lines
     assert any(line.startswith("CSR of 16 bits: ") for line in lines)

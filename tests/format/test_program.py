@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -211,6 +213,29 @@ def test_any_program_comes_back_with_every_option_the_same(data):
         assert (before.op, before.name, before.inputs) == (after.op, after.name, after.inputs)
         assert filled(before) == filled(after)
     assert write_program(found) == written
+
+
+DOTTED = st.lists(st.sampled_from(["a", "a-", "-", "b"]), min_size=1, max_size=3).map(".".join)
+
+
+@given(st.sets(DOTTED, max_size=5), st.sets(DOTTED, max_size=5))
+def test_no_name_stands_below_a_tensor_and_no_step_below_a_step(steps, tensors):
+    program = Program((X,), tuple(Step("relu", name, (0,)) for name in sorted(steps)), (0,))
+    below = any(one.startswith(f"{above}.") for above in tensors for one in steps | tensors)
+    below |= any(one.startswith(f"{above}.") for above in steps for one in steps)
+    if below or steps & tensors:
+        with pytest.raises(FormatError, match="is a name below" if below else "is the name of a tensor and of a step"):
+            check(program, dict.fromkeys(tensors, (1,)))
+    else:
+        check(program, dict.fromkeys(tensors, (1,)))
+
+
+def test_many_long_names_are_checked_in_seconds():
+    above = ".".join("x" * 120)
+    steps = tuple(Step("relu", f"{above}.{number}", (0,)) for number in range(20_000))
+    started = time.process_time()
+    check(Program((X,), steps, (0,)), {})
+    assert time.process_time() - started < 5
 
 
 def test_a_program_by_hand():

@@ -193,7 +193,7 @@ def similarity(
 
 @app.command()
 def pack(
-    place: Annotated[Path, typer.Argument(help="A run's folder, or a safetensors file.", metavar="NETWORK")],
+    place: Annotated[Path, typer.Argument(help="A run's folder, or a file.", metavar="NETWORK")],
     out: Annotated[Path, typer.Argument(help="The file to write.", metavar="FILE.syn")],
     values: Annotated[Literal["fp32", "fp16", "int8"], typer.Option(help="How weights are stored.")] = "fp32",
     data: DataFolder = None,
@@ -204,27 +204,24 @@ def pack(
         int | None, typer.Option("--round", min=0, help="Of a run's folder.", show_default="the last")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Of the zoo, for a file that no run wrote.", show_default="that of the run")
+        str | None, typer.Option(help="Of the zoo, for safetensors that no run wrote.", show_default="that of the run")
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of --model, as width=32 or classes=100.")
     ] = None,
     no_compact: Annotated[bool, typer.Option("--no-compact", help="Leave units in that do nothing.")] = False,
     fold_norms: Annotated[bool, typer.Option("--fold-norms", help="Batch norms into layers; ends training.")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Keep ages and what a method remembers, so that it goes on exactly.")
-    ] = False,
 ) -> None:
     """Compact a network and write it as a small file.
 
-    Where its data is at hand, the accuracy before and after is measured, and
-    how large the values in it get, which whole-number arithmetic needs.
+    Where its data is at hand, the test accuracy before and after is measured,
+    and, on training images, how large the values in it get.
     """
     from synaptree.cli.files import pack as pack_network
 
     pack_network(
         place, out, values=values, index=index, model=model, options=option or (), on=on, root=data,
-        whole=no_compact, fold_norms=fold_norms, resume=resume,
+        whole=no_compact, fold_norms=fold_norms,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import json as text
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +19,14 @@ from synaptree.artifact.onnx import export_onnx
 from synaptree.artifact.ranges import activation_ranges
 from synaptree.artifact.syn import load, load_into, load_topology, save
 from synaptree.cli.similarity import network_file
-from synaptree.core.errors import CheckpointError, DataError, OptionError
+from synaptree.core.errors import CheckpointError, DataError, OptionError, SynaptreeError
 from synaptree.core.topology import Topology
-from synaptree.format.file import read_file
+from synaptree.format.file import MAGIC, read_file
 from synaptree.format.inspect import inspect
 from synaptree.format.program import Program
 from synaptree.results import Result, read
 from synaptree.surgery.compact import Compacted, compact
+from synaptree.surgery.plan import Plan
 from synaptree.train import zoo
 from synaptree.train.data import Dataset, sample
 from synaptree.train.data import load as load_data
@@ -39,75 +41,77 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where a network comes from.
+class Source:
+    """A network to be packed.
 
     Attributes:
-        file: with its weights.
-        model: name in the zoo.
-        options: of the model, with the number of classes.
+        network: with its weights.
+        topology: which connections exist; None where the file says nothing of it.
         data: name of the data set it was trained on; None if nobody says.
+        shape: of one sample; None if only data can tell.
+        about: texts that go into the file.
     """
 
-    file: Path
-    model: str
-    options: Mapping[str, Any]
+    network: nn.Module
+    topology: Topology | None
     data: str | None
+    shape: tuple[int, ...]
+    about: Mapping[str, str]
 
 
 def pack(
     place: Path, out: Path, *, values: Values = "fp32", index: int | None = None, model: str | None = None,
     options: Sequence[str] = (), on: str | None = None, root: Path | None = None, whole: bool = False,
-    fold_norms: bool = False, resume: bool = False,
+    fold_norms: bool = False,
 ) -> None:  # fmt: skip
     """Compact a network, write it as a `.syn` file, and print what that cost and gained.
 
     Args:
-        place: folder of a run, or a safetensors file.
+        place: folder of a run, a `.syn` file that says what it computes, or a safetensors file.
         out: the file to write.
         values: how weights are stored.
         index: of the round, for the folder of a run; the last by default.
-        model: name in the zoo, where no run says it.
+        model: name in the zoo, for a safetensors file that no run wrote.
         options: of the model, as KEY=VALUE.
-        on: name of the data set to measure on, where no run says it.
+        on: name of the data set to measure on; by default the one it was trained on.
         root: folder of the data sets; without it, data that is not there is done without.
         whole: leave units in that compaction would remove.
         fold_norms: multiply batch norms into the layers before them.
-        resume: also keep what the topology needs so that development goes on exactly.
 
     Raises:
         OptionError: nobody says which network it is, or options that do not go together.
         DataError: the data that was asked for is not there.
         CheckpointError: the file is not of this network.
     """
-    if fold_norms and resume:
-        raise OptionError("--fold-norms ends training: leave out --resume")
     if whole and fold_norms:
         raise OptionError("--fold-norms is part of compaction: leave out --no-compact")
-    origin = _origin(network_file(place, index), model, options, on)
-    network = zoo.build(origin.model, **origin.options)
-    topology = load_into(network, origin.file)
-    topology = topology if topology is not None and topology.masks else None
-    data = _data(origin.data, root, asked=on is not None or root is not None)
-    x = _example(origin, data)
-    small = _compacted(network, x, topology, whole, fold_norms)
-    _say_plan(small)
+    if index is not None and not place.is_dir():
+        raise OptionError(f"--round {index} is for the folder of a run, and {place} is none")
+    file = network_file(place, index)
+    _require_apart(file, out)
+    source = _source(file, model, options)
+    data, missing = _data(on or source.data, root, asked=on is not None or root is not None)
+    shape = source.shape if data is None else data.train.x.shape[1:]
+    x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
+    x = x if data is None else data.normalise(data.validation.x[:4])
+    small = _compacted(source, x, whole, fold_norms)
     ranges = None if data is None else _ranges(small.model, x, data)
-    bytes_ = save(
-        small.model, out, values=values, example_input=x, topology=small.topology, resume=resume, ranges=ranges,
-        about=_about(origin),
+    size = save(
+        small.model, out, values=values, example_input=x, topology=small.topology, resume=False, ranges=ranges,
+        about=source.about,
     )  # fmt: skip
-    bare = 4 * sum(t.numel() for t in network.state_dict().values() if t.is_floating_point())
-    typer.echo(f"{out}: {bytes_:,} bytes; the dense network in fp32 has {bare:,}, {bare / bytes_:.1f} times as many")
+    bare = 4 * sum(t.numel() for t in source.network.state_dict().values() if t.is_floating_point())
+    typer.echo(f"{out}: {size:,} bytes; before, with its zeros in fp32, {bare:,}: {bare / size:.1f} times as many")
     if data is None:
-        typer.echo(f"not measured: no data ({origin.data or 'name it with --on'}); so no ranges of values either")
+        typer.echo(f"not measured, and no ranges of values kept: {missing}")
     else:
-        before, after = (100 * evaluate(one, data, data.test) for one in (network.eval(), load(out)))
+        before, after = (100 * evaluate(one, data, data.test) for one in (source.network.eval(), load(out)))
         typer.echo(f"test accuracy on {data.name}: {before:.2f} % before, {after:.2f} % after, {after - before:+.2f}")
 
 
 def unpack(file: Path, out: Path, *, sparse: bool = False) -> None:
     """Write what a `.syn` file holds as safetensors: dense, or masks and the values that exist."""
+    _require_apart(file, out)
     topology = load_topology(file) if sparse else None
     if sparse and topology is None:
         raise CheckpointError(f"{file} holds no topology: unpack it without --sparse")
@@ -124,23 +128,29 @@ def show_file(file: Path, *, json: bool = False) -> None:
     report = inspect(file.read_bytes())
     if json:
         totals = {what: getattr(report, what) for what in ("total", "bound", "dense", "csr", "csr16")}
-        typer.echo(text.dumps({"file": str(file), "about": dict(stored.about)} | asdict(report) | totals, indent=1))
+        said = {"file": str(file), "about": dict(stored.about), "ranges": dict(stored.ranges)}
+        typer.echo(text.dumps(said | asdict(report) | totals, indent=1))
         return
     for key, value in stored.about.items():
-        typer.echo(f"{key}: {value}")
+        typer.echo(_printable(f"{key}: {value}"))
     typer.echo(f"computes: {_computes(stored.program)}")
     if stored.topology is not None:
-        typer.echo(f"topology: {len(stored.topology['shapes'])} masks, so that training can go on")
+        typer.echo(f"topology: {len(stored.topology['shapes'])} masks")
+    if stored.ranges:
+        sizes = ", ".join(f"{number}: {size:.3g}" for number, size in stored.ranges.items())
+        typer.echo(f"ranges of values, by number: {sizes}")
     typer.echo(str(report))
 
 
 def export(file: Path, out: Path) -> None:
     """Write the network of a `.syn` file as ONNX, compacted, and check it with ONNX Runtime."""
-    network = load(file)
-    program = network.program
+    _require_apart(file, out)
+    network, program = load(file), read_file(file).program
+    assert program is not None  # load says so
     given = program.inputs[0]
     if given.dtype != "float32" or len(program.inputs) > 1:
-        raise OptionError(f"{file}: export takes networks of one input of kind float32, got {program.inputs}")
+        kinds = ", ".join(f"{one.name} of {one.dtype}" for one in program.inputs)
+        raise OptionError(f"{file}: export takes networks of one input of float32, this one reads {kinds}")
     x = torch.randn(4, *given.shape, generator=torch.Generator().manual_seed(0))
     small = compact(network, x).model
     error = export_onnx(small, out, x)
@@ -149,26 +159,58 @@ def export(file: Path, out: Path) -> None:
     typer.echo(f"ONNX Runtime repeats the network's outputs on random inputs to within {error:.1e}")
 
 
-def _origin(file: Path, model: str | None, options: Sequence[str], on: str | None) -> Origin:
-    """Return what a network is: as options say, else as the result beside its file says."""
+def _require_apart(file: Path, out: Path) -> None:
+    if out.exists() and out.samefile(file):
+        raise OptionError(f"{out} is what is read: write to another file")
+
+
+def _source(file: Path, model: str | None, options: Sequence[str]) -> Source:
+    """Return the network in a file: as --model says, as the file itself does, or as the result beside it."""
+    if options and model is None:
+        raise OptionError("--option goes with --model")
     if model is not None:
-        return Origin(file, model, {key: _value(value) for key, value in map(_pair, options)}, on)
+        return _of_zoo(file, model, {key: _value(value) for key, value in map(_pair, options)}, None, {})
+    if file.is_file() and file.read_bytes()[: len(MAGIC)] == MAGIC:
+        stored, network = read_file(file), load(file)
+        assert stored.program is not None  # load says so
+        shape = stored.program.inputs[0].shape
+        return Source(network, load_topology(file), stored.about.get("data"), shape, stored.about)
     result = _result(file)
-    if result is None:
-        raise OptionError(
-            f"{file}: nothing beside it says which network it is; name one with --model (see `synaptree models`)"
-        )
-    if options:
-        raise OptionError(f"the options of the model are those of the run of {file}; --option goes with --model")
     name = str(result.config["data"])
     classes = source(name).classes
     found = {**({} if classes is None else {"classes": classes}), **result.config.get("model_options", {})}
-    return Origin(file, str(result.config["model"]), found, on or name)
+    about = {
+        "recipe": result.recipe, "method": result.control or result.method, "seed": str(result.seed),
+        "network": file.stem, "commit": str(result.commit),
+    }  # fmt: skip
+    return _of_zoo(file, str(result.config["model"]), found, name, about)
 
 
-def _result(file: Path) -> Result | None:
-    places = sorted(file.parent.glob("*.json"))
-    return read(places)[0] if places else None
+def _of_zoo(file: Path, model: str, options: Mapping[str, Any], data: str | None, about: Mapping[str, str]) -> Source:
+    network = zoo.build(model, **options)
+    topology = load_into(network, file)
+    inputs = options.get("inputs")
+    shape = zoo.MODELS[model].input_shape if inputs is None else (inputs,)
+    said = " ".join([model, *(f"{key}={value}" for key, value in options.items())])
+    texts = {"model": said, **({} if data is None else {"data": data}), **about}
+    return Source(network, topology if topology is not None and topology.masks else None, data, shape, texts)
+
+
+def _result(file: Path) -> Result:
+    """Return the result of the run whose folder a file lies in.
+
+    Raises:
+        OptionError: there is none, or more than one.
+    """
+    found = []
+    for place in sorted(file.parent.glob("*.json")):
+        with suppress(SynaptreeError):  # other files may lie there
+            found += read([place])
+    own = [result for result in found if file.parent.name.endswith(result.config_hash)]
+    if len(own or found) == 1:
+        return (own or found)[0]
+    said = f"{len(found)} results say what it might be" if found else "nothing beside it says which network it is"
+    raise OptionError(f"{file}: {said}; name one with --model (see `synaptree models`)")
 
 
 def _pair(option: str) -> tuple[str, str]:
@@ -185,39 +227,30 @@ def _value(value: str) -> Any:
         return value
 
 
-def _data(name: str | None, root: Path | None, *, asked: bool) -> Dataset | None:
+def _data(name: str | None, root: Path | None, *, asked: bool) -> tuple[Dataset | None, str]:
+    """Return a data set, or None and why there is none."""
     if name is None:
-        return None
+        return None, "nothing says which data it is for; name it with --on"
     try:
-        return load_data(name, root)
-    except DataError:
+        return load_data(name, root), ""
+    except DataError as error:
         if asked:
             raise
-        return None
+        return None, str(error)
 
 
-def _example(origin: Origin, data: Dataset | None) -> Tensor:
-    if data is not None:
-        return data.normalise(data.validation.x[:4])
-    inputs = origin.options.get("inputs")
-    shape = zoo.MODELS[origin.model].input_shape if inputs is None else (inputs,)
-    return torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
-
-
-def _compacted(network: nn.Module, x: Tensor, topology: Topology | None, whole: bool, fold_norms: bool) -> Compacted:
+def _compacted(source: Source, x: Tensor, whole: bool, fold_norms: bool) -> Compacted:
+    """Return what is left of a network, and say what went."""
     if whole:
-        return Compacted(network, topology, None, compact(nn.Identity(), x).plan, 0.0)
-    return compact(network, x, topology=None if fold_norms else topology, fold_norms=fold_norms)
-
-
-def _say_plan(small: Compacted) -> None:
+        return Compacted(source.network, source.topology, None, Plan(), 0.0)
+    small = compact(source.network, x, topology=None if fold_norms else source.topology, fold_norms=fold_norms)
     removed = sum(len(units.units) for units in small.plan.removed)
-    kept = sum(len(units.units) for units in small.plan.kept)
     typer.echo(f"compacted: {removed:,} units removed; outputs equal to within {small.max_error:.1e}")
-    if kept:
+    if kept := sum(len(units.units) for units in small.plan.kept):
         typer.echo(f"{kept:,} units that do nothing had to stay, for example {small.plan.kept[0]}")
     for note in small.plan.notes:
         typer.echo(note)
+    return small
 
 
 def _ranges(model: nn.Module, x: Tensor, data: Dataset) -> dict[int, float]:
@@ -225,8 +258,9 @@ def _ranges(model: nn.Module, x: Tensor, data: Dataset) -> dict[int, float]:
     return activation_ranges(runnable(*described(model, x)).eval(), images.split(BATCH))
 
 
-def _about(origin: Origin) -> dict[str, str]:
-    return {"model": origin.model} | ({} if origin.data is None else {"data": origin.data})
+def _printable(line: str) -> str:
+    """Return a line in which a terminal finds no commands; files come from strangers."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
 
 
 def _computes(program: Program | None) -> str:

@@ -124,8 +124,8 @@ def decode(data: bytes, *, limit: int = LIMIT) -> File:
         limit: most bytes that its tensors may take with zeros written out.
 
     Returns:
-        The file. Its masks take a byte an entry, its values 4; beside them only some MiB are taken, and the largest
-        sections a few times.
+        The file. Its masks take a byte an entry, its values 4; reading takes at most twice that and twice the bytes,
+        and some MiB.
 
     Raises:
         FormatError: says at which byte, tensor or step the bytes are not what the format says.

@@ -90,7 +90,7 @@ class Report:
 
     def __str__(self) -> str:
         width = max((len(row.name) for row in self.rows), default=6)
-        titles = f"{'density':>8}  {'mask':<6} {'bytes':>9}  {'values':<6} {'bytes':>9}  {'bound':>9}"
+        titles = f"{'density':>8}  {'mask':<6} {'bytes':>9}  {'values':<6} {'bytes':>9}  {'entropy':>9}"
         lines = [f"{'tensor':<{width}}  {titles}"]
         lines += [
             f"{row.name:<{width}}  {row.density:8.4f}  {row.mask_coding or 'none':<6} {row.mask_bytes:9d}  "
@@ -98,7 +98,10 @@ class Report:
         ]
         apart = {"header": self.header_bytes, "topology": self.topology_bytes, "filler": self.filler_bytes}
         lines += [f"{said}: {size}" for said, size in apart.items() if size]
-        rivals = {"bound": self.bound, "dense": self.dense, "CSR": self.csr, "CSR of 16 bits": self.csr16}
+        rivals = {
+            "entropy, one density a tensor": self.bound, "dense in fp32, these shapes": self.dense, "CSR": self.csr,
+            "CSR of 16 bits": self.csr16,
+        }
         lines += [f"total: {self.total}"]
         lines += [f"{said}: {size:.0f}, total x {size / self.total:.2f}" for said, size in rivals.items()]
         return "\n".join(lines)

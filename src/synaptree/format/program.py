@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from synaptree.format.dtypes import DTYPES, FLOATS
 from synaptree.format.errors import FormatError
@@ -191,14 +192,12 @@ def _check_dtype(dtype: str | None, name: str, numbers: str) -> None:
 
 def _check_tree(calls: Mapping[str, tuple[str, Options]], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Check that no name is that of two things, and none stands below a tensor or a module below a step's."""
-    tensors = set(shapes)
-    for name in [*calls, *tensors]:
-        parts = name.split(".")
-        above = {".".join(parts[:end]) for end in range(1, len(parts))}
-        if found := above & tensors or (above & set(calls) if name in calls else None):
-            raise FormatError(f"{name!r} is a name below {min(found)!r}, which is no container")
+    for names, above in (({*calls, *shapes}, shapes.keys()), (set(calls), calls.keys())):
+        for before, name in pairwise(sorted(names, key=lambda name: name.replace(".", " "))):
+            if before in above and name.startswith(f"{before}."):  # sorted so, what stands below a name follows it
+                raise FormatError(f"{name!r} is a name below {before!r}, which is no container")
     for name, (op, _) in calls.items():
-        if op != "constant" and name in tensors:
+        if op != "constant" and name in shapes:
             raise FormatError(f"{name!r} is the name of a tensor and of a step, {op}")
 
 

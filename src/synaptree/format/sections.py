@@ -17,7 +17,7 @@ __all__ = ["Entry", "check_kind", "entry_from", "raw_array", "raw_section", "sec
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
+Channels = npt.NDArray[np.integer[Any]]
 WORD = 4  # bytes
 
 
@@ -94,11 +94,14 @@ class Entry:
             return np.frombuffer(self._sections[1], "<f2", number, offset=1).astype(np.float16)
         return quantize(self.data.ravel(), self.channels(), number).scales
 
-    def channels(self) -> Ints:
-        """Return the index along axis 0 of each stored value, shape (n,); 0 for a tensor of fewer than two axes."""
+    def channels(self) -> Channels:
+        """Return the index along axis 0 of each stored value, shape (n,), of the smallest unsigned kind.
+
+        A tensor of fewer than two axes has channel 0 alone.
+        """
         if len(self.shape) < 2:
-            return np.zeros(self.stored, np.int64)
-        rows = np.arange(self.shape[0])
+            return np.broadcast_to(np.uint8(0), (self.stored,))
+        rows = np.arange(self.shape[0], dtype=np.min_scalar_type(self.shape[0]))
         if self.mask is None:
             return np.repeat(rows, prod(self.shape[1:]))
         counts = np.count_nonzero(_flat(self.mask), axis=1) * _each(self.mask.shape[1:], self.shape[1:])
@@ -235,8 +238,8 @@ def raw_array(section: bytes, dtype: str, shape: Shape) -> Array:
     """
     _check_coding(section, "fp32")
     size = prod(shape) * ITEM_BYTES[dtype]
-    data = decode_values(section, -(-size // WORD)).view(np.uint32).astype("<u4").view(np.uint8)
-    if data[size:].any() or (dtype == "bool" and (data > 1).any()):
+    data = decode_values(section, -(-size // WORD)).view(np.uint32).astype("<u4", copy=False).view(np.uint8)
+    if data[size:].any() or (dtype == "bool" and data.max(initial=0) > 1):
         raise FormatError(f"bytes of {dtype} that are neither 0 nor 1, or not 0 behind the last")
     kind = np.dtype(dtype)
-    return data[:size].view(kind.newbyteorder("<")).astype(kind).reshape(shape)
+    return data[:size].view(kind.newbyteorder("<")).astype(kind, copy=False).reshape(shape)

@@ -1,6 +1,6 @@
 """Codings of the values that stay: fp32 without loss, fp16, int8 per channel; entropy-coded where that helps."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ __all__ = ["VALUE_CODINGS", "Quantized", "decode_values", "encode_values", "quan
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
+Channels = npt.NDArray[np.integer[Any]]
 VALUE_CODINGS = ("fp32", "fp16", "int8")  # the place in this list is the coding's number in the file
 WIDTH = {"fp32": 4, "fp16": 2, "int8": 1}  # bytes a value has before entropy coding
 RAW, CODED, CONSTANT = range(3)  # how a plane is written
@@ -38,7 +39,7 @@ class Quantized(NamedTuple):
     error: float
 
 
-def quantize(values: Floats, channels: Ints, number: int) -> Quantized:
+def quantize(values: Floats, channels: Channels, number: int) -> Quantized:
     """Round values to int8, symmetric, with one scale per channel.
 
     `scale[c] = max |w| / 127` over the values of channel c, rounded up to fp16; `integer = round(w / scale[c])`, halves
@@ -74,7 +75,7 @@ def quantize(values: Floats, channels: Ints, number: int) -> Quantized:
     return Quantized(integers, scales, error)
 
 
-def _largest(values: Floats, channels: Ints, number: int) -> npt.NDArray[np.float64]:
+def _largest(values: Floats, channels: Channels, number: int) -> npt.NDArray[np.float64]:
     """Return the largest absolute value of each channel, 0 for a channel without values."""
     largest = np.zeros(number)
     if values.size:
@@ -83,7 +84,7 @@ def _largest(values: Floats, channels: Ints, number: int) -> npt.NDArray[np.floa
     return largest
 
 
-def encode_values(values: Floats, coding: str, channels: Ints | None = None, number: int = 1) -> bytes:
+def encode_values(values: Floats, coding: str, channels: Channels | None = None, number: int = 1) -> bytes:
     """Write values.
 
     Args:
@@ -117,7 +118,7 @@ def encode_values(values: Floats, coding: str, channels: Ints | None = None, num
     return seal(head + b"".join(_write_plane(plane) for plane in np.ascontiguousarray(planes.T)))
 
 
-def decode_values(section: bytes, size: int, channels: Ints | None = None, number: int = 1) -> Floats:
+def decode_values(section: bytes, size: int, channels: Channels | None = None, number: int = 1) -> Floats:
     """Read values.
 
     Args:
@@ -142,8 +143,10 @@ def decode_values(section: bytes, size: int, channels: Ints | None = None, numbe
     for place in range(width):
         planes[:, place] = _read_plane(reader, size)
     reader.end()
-    rotated = planes.view(f"<u{width}").ravel().astype(f"u{width}", copy=False)
-    patterns = rotated >> 1 | rotated << (8 * width - 1)
+    patterns = planes.view(f"<u{width}").ravel().astype(f"u{width}", copy=False)
+    for start in range(0, size, PART):  # turned back where they stand
+        part = patterns[start : start + PART]
+        part[:] = part >> 1 | part << (8 * width - 1)
     if coding == "fp32":
         return patterns.view(np.float32)
     halves = patterns.view(np.float16)
@@ -164,10 +167,10 @@ def value_coding(section: bytes) -> str:
     return VALUE_CODINGS[number]
 
 
-def _checked(channels: Ints | None, size: int, number: int) -> Ints:
+def _checked(channels: Channels | None, size: int, number: int) -> Channels:
     """Return the channel of each value, checked."""
     if channels is None:
-        channels = np.zeros(size, np.int64)
+        channels = np.broadcast_to(np.int64(0), (size,))  # takes no memory
     if channels.shape != (size,):
         raise FormatError(f"int8: channels of shape {channels.shape}, wanted ({size},)")
     if size and not 0 <= channels.min() <= channels.max() < number:
@@ -185,7 +188,7 @@ def _halves(values: Floats) -> npt.NDArray[np.float16]:
     return halves
 
 
-def _read_int8(reader: Reader, channels: Ints, number: int) -> Floats:
+def _read_int8(reader: Reader, channels: Channels, number: int) -> Floats:
     scales = np.frombuffer(reader.take(2 * number), "<f2").astype(np.float32)
     if not np.isfinite(scales).all() or np.signbit(scales).any():
         raise FormatError("int8: a scale is negative or not finite")
@@ -193,8 +196,12 @@ def _read_int8(reader: Reader, channels: Ints, number: int) -> Floats:
     reader.end()
     if (symbols == 0).any():
         raise FormatError("int8: an integer of -128, wanted -127 to 127")
-    integers = (symbols ^ 128).view(np.int8)  # the same bits as subtracting 128
-    return integers * scales[channels]  # at most 18 bits: exact in fp32
+    values = np.empty(symbols.size, np.float32)
+    for start in range(0, symbols.size, PART):
+        part = slice(start, start + PART)
+        integers = (symbols[part] ^ 128).view(np.int8)  # the same bits as subtracting 128
+        values[part] = integers * scales[channels[part]]  # at most 18 bits: exact in fp32
+    return values
 
 
 def _write_plane(symbols: Bytes) -> bytes:
