@@ -1,4 +1,3 @@
-import time
 
 import pytest
 from hypothesis import given
@@ -161,10 +160,13 @@ def test_programs_that_break_a_rule_are_refused(program, message):
         check(program, {})
 
 
-@pytest.mark.parametrize("name", ["", ".", "a.", ".a", "a b", "a/b", "ü", "a\n", "a" * 256, "__import__('os')", "a;b"])
+@pytest.mark.parametrize("name", [
+    "", ".", "a.", ".a", "a b", "a/b", "ü", "a\n", "a" * 256, "__import__('os')", "a;b", "a." * 32 + "a",
+])
 def test_names_that_are_no_dotted_path_are_refused(name):
     with pytest.raises(FormatError, match="wanted parts of letters, digits, _ and -, joined by dots"):
         check_name(name)
+    check_name("a." * 31 + "a")
 
 
 def test_filled_gives_every_option_at_its_default_or_as_said():
@@ -230,12 +232,12 @@ def test_no_name_stands_below_a_tensor_and_no_step_below_a_step(steps, tensors):
         check(program, dict.fromkeys(tensors, (1,)))
 
 
-def test_many_long_names_are_checked_in_seconds():
-    above = ".".join("x" * 120)
+def test_a_clash_is_found_among_many_long_names():
+    above = ".".join(["xxxx"] * 30)
     steps = tuple(Step("relu", f"{above}.{number}", (0,)) for number in range(20_000))
-    started = time.process_time()
     check(Program((X,), steps, (0,)), {})
-    assert time.process_time() - started < 5
+    with pytest.raises(FormatError, match="is a name below"):
+        check(Program((X,), (*steps, Step("relu", f"{above}.777.a", (0,))), (0,)), {})
 
 
 def test_a_program_by_hand():

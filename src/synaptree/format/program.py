@@ -13,7 +13,7 @@ from synaptree.format.options import Options, Value
 __all__ = ["NAME_BYTES", "RETURNS", "Input", "Program", "Step", "check", "check_name", "filled"]
 
 RETURNS = ("value", "tuple", "list", "dict")  # the place in this list is the number in a file
-NAME_BYTES = 255
+NAME_BYTES, NAME_PARTS = 255, 32
 AXES = 16  # a tensor has at most
 _DOTTED = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _SINGLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -105,12 +105,12 @@ def check_name(name: str) -> None:
     """Check the name of a tensor or a module: parts of letters, digits, _ and -, joined by dots.
 
     Raises:
-        FormatError: it is something else, or of more than 255 bytes.
+        FormatError: it is something else, or of more than 255 bytes or 32 parts.
     """
-    if len(name) > NAME_BYTES or not _DOTTED.fullmatch(name):
+    if len(name) > NAME_BYTES or name.count(".") >= NAME_PARTS or not _DOTTED.fullmatch(name):
         raise FormatError(
-            f"name {name[:NAME_BYTES]!r}: wanted parts of letters, digits, _ and -, joined by dots, of at most "
-            f"{NAME_BYTES} bytes"
+            f"name {name[:NAME_BYTES]!r}: wanted parts of letters, digits, _ and -, joined by dots, at most "
+            f"{NAME_PARTS} of them and {NAME_BYTES} bytes"
         )
 
 
