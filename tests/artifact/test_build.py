@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from odd_networks import NETWORKS, inputs_of
+from odd_networks import NETWORKS, Graph, inputs_of
 from torch import nn
 
-from synaptree.artifact.build import build, network
+from synaptree.artifact.build import build, network, program_of, values_of
 from synaptree.artifact.describe import described
 from synaptree.core.attach import attach
 from synaptree.core.errors import CheckpointError, ShapeError
@@ -202,7 +202,7 @@ def test_a_shortcut_takes_no_gradient_and_everything_else_does():
 def test_values_are_all_of_the_program():
     built = rebuilt(nn.Sequential(nn.ReLU(), nn.Softplus()), torch.zeros(1, 1))
     x = torch.tensor([[-1.0], [2.0]])
-    assert bit_equal(built.values(x), [x, x.relu(), nn.functional.softplus(x.relu())])
+    assert bit_equal(values_of(built, x), [x, x.relu(), nn.functional.softplus(x.relu())])
 
 
 def test_values_that_nothing_needs_any_more_are_let_go():
@@ -344,3 +344,18 @@ def test_every_operator_of_the_format_runs_under_a_name_and_without(op):
         results.append(built(x))
         assert isinstance(results[-1], torch.Tensor)
     assert bit_equal(results[0], results[-1])
+
+
+def test_children_may_be_called_as_what_attention_is_made_of():
+    def forward(m, x):
+        return m.program(m.keys(x) @ m.values(x).transpose(1, 2))
+
+    modules = {"keys": nn.Linear(4, 3), "values": nn.Linear(4, 3)}
+    modules |= {"program": nn.Linear(5, 2), "_calls": nn.Linear(1, 1)}
+    model, x = Graph(forward, **modules), torch.randn(2, 5, 4)
+    built = rebuilt(model, x)
+    assert all(getattr(built, name) is built._modules[name] for name in modules)
+    assert bit_equal(built(x), model(x))
+    assert bit_equal(values_of(built, x)[0], x)
+    assert described(built, x).program.steps == program_of(built).steps
+    assert bit_equal(compact(built, x).model(x), model(x))

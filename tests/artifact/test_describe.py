@@ -5,11 +5,12 @@ from odd_networks import NETWORKS, Graph, conv, image, inputs_of, tied, unread
 from torch import nn
 
 from synaptree.artifact.build import network
-from synaptree.artifact.describe import describe, described, state_of
-from synaptree.core.errors import CheckpointError, ShapeError
+from synaptree.artifact.describe import describe, described, examples_of, state_of
+from synaptree.core.errors import CheckpointError, OptionError, ShapeError
 from synaptree.format.program import Input, Program, Step
 from synaptree.graph.node import GraphError
 from synaptree.graph.shortcut import Shortcut
+from synaptree.surgery.compact import compact
 
 X = torch.zeros(2, 3, 4, 4)
 
@@ -259,3 +260,117 @@ def test_what_is_no_tensor_in_a_state_is_refused():
 def test_a_wrapper_around_the_model_is_not_described():
     model = nn.Sequential(conv())
     assert describe(nn.DataParallel(model), image()) == describe(model, image())
+
+
+def part(m, x):
+    h = m.a(x)
+    F.relu(h[:, :3], inplace=True)
+    return m.b(h)
+
+
+def piece(m, x):
+    h = m.a(x)
+    h.chunk(2, 1)[0].clamp_(0.0)
+    return m.b(h)
+
+
+def reshaped(m, x):
+    h = x * 1.0
+    h.view(-1, 2, 2)[:, 0].clamp_(0.0)
+    return m.b(h)
+
+
+def turned_before(m, x):
+    h = m.a(x)
+    view = h.unsqueeze(1)
+    h.relu_()
+    return m.b(view.squeeze(1))
+
+
+def of_an_identity(m, x):
+    h = m.a(x)
+    m.same(h).relu_()
+    return m.b(h)
+
+
+def into(m, x):
+    h = m.a(x)
+    torch.exp(x, out=h)
+    return m.b(h)
+
+
+@pytest.mark.parametrize("forward", [part, piece, reshaped, turned_before, of_an_identity, into])
+@pytest.mark.parametrize("x", [torch.zeros(2, 4), torch.rand(2, 4)], ids=["zeros", "positive"])
+def test_what_is_overwritten_through_a_view_is_not_read_as_it_was(forward, x):
+    model = Graph(forward, a=nn.Linear(4, 4, bias=False), b=nn.Linear(4, 2), same=nn.Identity())
+    with pytest.raises(GraphError, match=r"(relu|relu_|clamp_|exp) in Graph: .*Replace it, or save without"):
+        describe(model, x)
+
+
+def test_a_buffer_that_is_overwritten_in_part_is_named():
+    model = Graph(lambda m, x: m.seen[:1].add_(1.0) * x + m.seen)
+    model.register_buffer("seen", torch.zeros(4))
+    with pytest.raises(GraphError, match="add_ in Graph: it changes seen, which the model holds"):
+        describe(model, torch.rand(2, 4))
+
+
+def gated(m, x):
+    one, other = m.a(x).chunk(2, 1)
+    return one * other.sigmoid_()  # they have no number in common
+
+
+@pytest.mark.parametrize("forward", [
+    lambda m, x: m.b(F.relu(m.a(x).flatten(1), inplace=True)),
+    lambda m, x: torch.cat([m.a(x)[:, :2].relu_(), x[:, :2]], 1),
+    gated,
+    lambda m, x: m.b(m.a(x).clone().relu_()),
+    lambda _, x: x.unsqueeze(1).relu_().squeeze(1),
+])  # fmt: skip
+def test_what_is_overwritten_and_not_read_again_does_no_harm(forward):
+    model, x = Graph(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 2)), torch.randn(2, 4)
+    found = described(model, x)
+    with torch.no_grad():
+        torch.testing.assert_close(network(*found)(x.clone()), model(x.clone()), rtol=0, atol=0)
+
+
+def test_a_copy_is_overwritten_alone():
+    def forward(_, x):
+        turned = x.transpose(1, 2).contiguous()
+        return turned.relu_() + x.transpose(1, 2)
+
+    x = torch.randn(2, 3, 4)
+    found = described(Graph(forward), x)
+    torch.testing.assert_close(network(*found)(x), x.transpose(1, 2).relu() + x.transpose(1, 2), rtol=0, atol=0)
+
+
+def test_a_program_is_also_proved_on_numbers_that_the_example_lacks():
+    def doubled(m, x):
+        h = m.a(x)
+        view = h[:, :3]
+        view *= 2  # the trace sees a product and no writing
+        return m.b(h)
+
+    with pytest.raises(GraphError, match="does not repeat the model's outputs"):
+        describe(Graph(doubled, a=nn.Linear(4, 4, bias=False), b=nn.Linear(4, 2)), torch.zeros(1, 4))
+
+
+def test_numbers_that_a_model_does_not_take_prove_nothing():
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.register_forward_pre_hook(lambda _, inputs: None if bool((inputs[0] == 0).all()) else 1 / 0)
+    assert [step.op for step in describe(model, torch.zeros(1, 2)).steps] == ["linear"]
+
+
+@pytest.mark.parametrize("example", [[torch.zeros(2, 3)], {"x": torch.zeros(2, 3)}, (torch.zeros(2, 3), 1), None])
+def test_an_example_of_another_kind_is_named(example):
+    with pytest.raises(OptionError, match=r"example_input is a .*: wanted a tensor, or a tuple of tensors"):
+        examples_of(example)
+
+
+@pytest.mark.parametrize("name", ["training", "forward"])
+def test_a_name_that_every_module_has_is_refused(name):
+    program = Program((Input("x", (2,)),), (Step("linear", name, (0,)),), (1,))
+    model = network(program, {f"{name}.weight": torch.ones(1, 2)})
+    with pytest.raises(GraphError, match=f"'{name}' of Network is called as an attribute of every module"):
+        describe(model, torch.ones(1, 2))
+    with pytest.raises(GraphError, match=f"'{name}' of Network is called as an attribute of every module"):
+        compact(model, torch.ones(1, 2))

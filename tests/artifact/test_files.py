@@ -29,3 +29,15 @@ def test_the_old_file_can_be_read_until_the_new_one_is_whole(tmp_path):
         partial.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
+
+
+def test_an_error_of_the_system_names_the_file_that_was_wanted(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(IsADirectoryError) as caught, replacing(tmp_path / "a.json") as partial:
+        partial.write_text("new")
+    assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / "a.json"), None)
+    long = tmp_path / ("a" * 300)
+    with pytest.raises(OSError, match=f"too long: '{long}'"), replacing(long) as partial:
+        partial.write_text("new")
+    with pytest.raises(FileNotFoundError, match="other"), replacing(tmp_path / "b.json"):
+        (tmp_path / "other").read_text()

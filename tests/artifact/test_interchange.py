@@ -201,3 +201,18 @@ def test_tied_weights_go_out_under_both_names(tmp_path):
     model[1].weight = model[0].weight
     save_dense(model, tmp_path / "a.safetensors")
     assert set(load_file(tmp_path / "a.safetensors")) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+
+
+def test_tied_weights_go_out_sparse_and_in(tmp_path):
+    def tied():
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        model[1].weight = model[0].weight
+        return model
+
+    model, other = tied(), tied()
+    save_sparse(model, tmp_path / "net.safetensors")
+    load_into(other, tmp_path / "net.safetensors")
+    assert other[1].weight.equal(model[0].weight)
+    weight = torch.ones(2)
+    write_tensors(tmp_path / "pair", {"a": weight, "b": weight}, {})
+    assert sorted(read_tensors(tmp_path / "pair")[0]) == ["a", "b"]

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from synaptree.artifact.interchange import save_dense, save_sparse
-from synaptree.artifact.syn import load, load_into, load_topology, save
+from synaptree.artifact.syn import load, load_into, load_topology, save, texts
 from synaptree.core.attach import attach
 from synaptree.core.errors import CheckpointError, NumericError, OptionError, ShapeError, SynaptreeError
 from synaptree.core.oneshot import prune
@@ -132,7 +132,7 @@ def test_small_tensors_are_fp16_and_fp32_where_fp16_would_lose_them(tmp_path, va
     assert found == {
         "0.weight": values, "0.bias": "fp16", "1.weight": "fp16", "1.bias": "fp16", "1.running_mean": "fp32",
         "1.running_var": "fp32", "1.num_batches_tracked": "raw", "2.weight": "fp16", "2.bias": "fp16",
-        "2.running_mean": "fp16", "2.running_var": "fp16", "2.num_batches_tracked": "raw",
+        "2.running_mean": "fp32", "2.running_var": "fp16", "2.num_batches_tracked": "raw",
     }  # fmt: skip
     assert load(tmp_path / "net.syn").state_dict()["1.running_var"][1] == torch.tensor(1e-6)
 
@@ -625,3 +625,26 @@ def test_without_resume_only_the_connections_are_kept(tmp_path):
     resumed = load_topology(tmp_path / "whole.syn")
     assert resumed is not None
     assert resumed.step == 7
+
+
+def test_a_path_that_cannot_be_written_is_named_once(tmp_path):
+    (tmp_path / "net.syn").mkdir()
+    with pytest.raises(CheckpointError) as caught:
+        save(small(), tmp_path / "net.syn")
+    assert str(caught.value).count("net.syn") == 1
+
+
+@pytest.mark.parametrize(("about", "message"), [
+    ({"epochs": 3}, "about 'epochs' is a int: wanted text"), ({1: "a"}, "about 1 is a str under a int: wanted text"),
+])  # fmt: skip
+def test_what_is_no_text_about_a_network_is_named(about, message):
+    with pytest.raises(CheckpointError, match=message):
+        texts(about)
+
+
+@pytest.mark.parametrize("values", ["fp16", "int8"])
+def test_gains_too_small_for_fp16_are_kept(tmp_path, values):
+    model = nn.Sequential(nn.LayerNorm(2))
+    model[0].weight.data.copy_(torch.tensor([1e-8, 3e-7]))  # 0 and 5 of the smallest steps of fp16
+    save(model, tmp_path / "net.syn", values=values, example_input=torch.rand(2, 2))
+    assert bit_equal(load(tmp_path / "net.syn").state_dict()["0.weight"], model[0].weight.data)

@@ -98,3 +98,25 @@ def test_the_command_exports_a_small_file(tmp_path, monkeypatch):
     x = torch.rand(3, 1, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(outputs(tmp_path / "m.onnx", x)[0]), model.eval()(x))
+
+
+class Squares(nn.Module):
+    def forward(self, x):
+        return torch.linalg.eigvals(x[:, :, None] * x[:, None]).real
+
+
+def test_what_is_missing_in_onnx_is_said_without_next_steps(tmp_path):
+    with pytest.raises(SynaptreeError, match=r"Squares cannot be expressed in ONNX: .*No ONNX function found for"):
+        export_onnx(Squares(), tmp_path / "m.onnx", torch.rand(2, 2))
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(OSError, match=r"too long: '.*/aaa"):
+        export_onnx(nn.Linear(3, 2), tmp_path / ("a" * 300), torch.rand(2, 3))
+
+
+def test_a_file_that_onnx_runtime_does_not_take_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporter, "_export", lambda _model, path, _x: path.write_bytes(b"no onnx"))
+    with pytest.raises(SynaptreeError, match=r"ONNX Runtime does not run Linear: InvalidProtobuf.*nothing was written"):
+        export_onnx(nn.Linear(3, 2), tmp_path / "m.onnx", torch.rand(2, 3))
+    assert not list(tmp_path.iterdir())

@@ -138,3 +138,18 @@ def test_a_folded_connection_dies_in_the_topology():
     small = compact(model, X, topology=topology).topology
     assert small.masks["2.weight"].shape == (2, 1)
     assert small.died == 3 + 2  # three connections into unit 1, and the two that read it
+
+
+def test_a_group_that_is_added_later_gets_the_options_of_the_old_optimizer():
+    model, topology = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    small = compact(model, X, topology=topology, optimizer=optimizer)
+    small.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    assert (small.optimizer.param_groups[1]["lr"], small.optimizer.param_groups[1]["momentum"]) == (0.05, 0.9)
+    assert small.optimizer.defaults is not optimizer.defaults
+
+
+@pytest.mark.parametrize("example", [[X], {"x": X}, (X,), None])
+def test_an_example_of_another_kind_is_named(example):
+    with pytest.raises(OptionError, match=r"example_input is a .*: wanted one tensor"):
+        compact(network()[0], example)

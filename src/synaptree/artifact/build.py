@@ -21,7 +21,7 @@ from synaptree.graph.shortcut import Shortcut
 if TYPE_CHECKING:
     import synaptree.format.file  # which needs the coder, and nothing here does
 
-__all__ = ["CLASSES", "TORCH_NAMES", "UNSAVED", "Network", "build", "dense", "network"]
+__all__ = ["CLASSES", "TORCH_NAMES", "UNSAVED", "Network", "build", "dense", "network", "program_of", "values_of"]
 
 Shape = tuple[int, ...]
 Value = Any  # a tensor, or what stands for one while torch.fx traces
@@ -58,20 +58,18 @@ class Network(nn.Module):
     """Runs the steps of a program of one input on torch's modules.
 
     Modules, parameters and buffers stand under the names they had in the network that was saved, in the tables in
-    which torch keeps them, and are found there: a name is never looked up as an attribute.
+    which torch keeps them, and are found there: a name is never looked up as an attribute. What it computes is said
+    by `program_of`, and the values on the way by `values_of`; as methods they would take names that children have.
 
     Args:
         program: checked.
         made: the modules of its named steps, by name.
-
-    Attributes:
-        program: what it computes.
     """
 
     def __init__(self, program: Program, made: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.program = program
-        self._calls = tuple(
+        self._syn_program = program
+        self._syn_calls = tuple(
             _Call(
                 step.op, _way(step.name, step.name in made or step.op == "constant"), step.inputs,
                 _renamed(step.op, filled(step)), done,
@@ -81,7 +79,7 @@ class Network(nn.Module):
 
     def forward(self, x: Value) -> Any:
         """Return what the program returns."""
-        return self._returned(self._values(x, ()))
+        return _returned(self, _values(self, x, ()))
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all modules; also where one below is called "training"."""
@@ -89,50 +87,66 @@ class Network(nn.Module):
             vars(module)["training"] = mode
         return self
 
-    def values(self, x: Value, *more: Value) -> list[Value]:
-        """Return every value of the program for its inputs, in the order of their numbers."""
-        return self._values(x, more, keep=True)
-
-    def _values(self, x: Value, more: Value, keep: bool = False) -> list[Value]:
-        """Return the values, None for those that nothing needs any more unless they are to be kept."""
-        # one by one: where torch.fx traces, `more` is no tuple
-        values = [x, *(more[place] for place in range(len(self.program.inputs) - 1))]
-        for call in self._calls:
-            inputs = [values[number] for number in call.inputs]
-            if call.op == "constant":
-                # torch's own look-up among parameters and buffers, which torch.fx sees
-                values.append(nn.Module.__getattr__(_below(self, call.way[:-1]), call.way[-1]))
-            elif call.way:
-                values.append(_below(self, call.way)(*inputs))
-            elif call.op in _RANDOM:
-                values.append(_RANDOM[call.op](*inputs, training=self.training, **call.kwargs))
-            else:
-                values.append(_FUNCTIONS[call.op](*inputs, **call.kwargs))
-            for number in () if keep else call.done:
-                values[number] = None
-        return values
-
-    def _returned(self, values: list[Value]) -> Any:
-        found = [values[number] for number in self.program.outputs]
-        match self.program.returns:
-            case "value":
-                return found[0]
-            case "dict":
-                return dict(zip(self.program.keys, found, strict=True))
-            case "tuple":
-                return tuple(found)
-        return found
-
 
 class _ManyInputs(Network):
     """A network of several inputs."""
 
     def forward(self, x: Value, *more: Value) -> Any:
         """Return what the program returns for its inputs, in order."""
-        if isinstance(more, tuple) and len(more) + 1 != len(self.program.inputs):
-            names = ", ".join(given.name for given in self.program.inputs)
-            raise ShapeError(f"wanted {len(self.program.inputs)} inputs, {names}, got {len(more) + 1}")
-        return self._returned(self._values(x, more))
+        wanted = self._syn_program.inputs
+        if isinstance(more, tuple) and len(more) + 1 != len(wanted):
+            names = ", ".join(given.name for given in wanted)
+            raise ShapeError(f"wanted {len(wanted)} inputs, {names}, got {len(more) + 1}")
+        return _returned(self, _values(self, x, more))
+
+
+def program_of(network: Network) -> Program:
+    """Return what a network computes, as it was made; what was done to it since is not in it."""
+    return network._syn_program
+
+
+def values_of(network: Network, *inputs: Value) -> list[Value]:
+    """Return every value of a network's program for its inputs, in the order of their numbers.
+
+    >>> from synaptree.format import Input, Step
+    >>> program = Program((Input("x", (1,)),), (Step("relu", "", (0,)),), (1,))
+    >>> values_of(network(program, {}), torch.tensor([[-2.0]]))
+    [tensor([[-2.]]), tensor([[0.]])]
+    """
+    return _values(network, inputs[0], inputs[1:], keep=True)
+
+
+def _values(network: Network, x: Value, more: Value, keep: bool = False) -> list[Value]:
+    """Return the values, None for those that nothing needs any more unless they are to be kept."""
+    # one by one: where torch.fx traces, `more` is no tuple
+    values = [x, *(more[place] for place in range(len(network._syn_program.inputs) - 1))]
+    for call in network._syn_calls:
+        inputs = [values[number] for number in call.inputs]
+        if call.op == "constant":
+            # torch's own look-up among parameters and buffers, which torch.fx sees
+            values.append(nn.Module.__getattr__(_below(network, call.way[:-1]), call.way[-1]))
+        elif call.way:
+            values.append(_below(network, call.way)(*inputs))
+        elif call.op in _RANDOM:
+            values.append(_RANDOM[call.op](*inputs, training=network.training, **call.kwargs))
+        else:
+            values.append(_FUNCTIONS[call.op](*inputs, **call.kwargs))
+        for number in () if keep else call.done:
+            values[number] = None
+    return values
+
+
+def _returned(network: Network, values: list[Value]) -> Any:
+    program = network._syn_program
+    found = [values[number] for number in program.outputs]
+    match program.returns:
+        case "value":
+            return found[0]
+        case "dict":
+            return dict(zip(program.keys, found, strict=True))
+        case "tuple":
+            return tuple(found)
+    return found
 
 
 class _Call(NamedTuple):

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from synaptree.artifact.build import CLASSES, UNSAVED, network
 from synaptree.artifact.calls import ASKS, Form, Held, Steps, Value, Varies, call, name_of, options_of, spread
-from synaptree.core.errors import CheckpointError, ShapeError
+from synaptree.core.errors import CheckpointError, OptionError, ShapeError
 from synaptree.core.layer import modules_of, unwrapped
 from synaptree.format.operators import OPERATORS
 from synaptree.format.program import Input, Program, Step
@@ -17,8 +18,9 @@ from synaptree.graph.node import GraphError
 from synaptree.graph.operations import overwrites, reads_values
 from synaptree.graph.shortcut import Shortcut
 from synaptree.graph.trace import _Tracer, reason, require_equal, undisturbed
+from synaptree.surgery.proof import require_own_names
 
-__all__ = ["Described", "describe", "described", "state_of"]
+__all__ = ["Described", "describe", "described", "examples_of", "state_of"]
 
 Examples = Tensor | tuple[Tensor, ...]
 
@@ -41,8 +43,9 @@ def describe(model: nn.Module, example_input: Examples) -> Program:
     """Return what a model computes as a program of the file format's operators.
 
     The model is traced in train and in eval mode and run on two and on three samples, so that the program takes any
-    number of them; a size that is not theirs is fixed. Then the program is run beside the model, and must give what
-    the model gives. Modules, training flags and torch's random state are left as they were.
+    number of them; a size that is not theirs is fixed. Then the program is run beside the model, on the example and on
+    random numbers of its shape if the model takes them, and must give what the model gives. Modules, training flags
+    and torch's random state are left as they were.
 
     Args:
         model: any module that torch.fx can trace, of tensors in, and one tensor or a tuple, list or dict of them out.
@@ -50,12 +53,14 @@ def describe(model: nn.Module, example_input: Examples) -> Program:
 
     Raises:
         GraphError: names the module, or the function and the module that calls it, for which there is no operator;
-            or the model does not run on the example, or decides by what the trace cannot see.
+            or the model does not run on the example, decides by what the trace cannot see, or reads a tensor of
+            which it has overwritten a part, or which it has overwritten in another form.
+        OptionError: the example is no tensor and no tuple of tensors.
         ShapeError: the example has no samples, or not the same number in each tensor.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.LeakyReLU(0.1))
-        >>> for step in describe(model, torch.zeros(1, 4)).steps:
+        >>> for step in describe(model, torch.randn(2, 4)).steps:
         ...     print(step.op, step.name, step.inputs, step.options)
         linear 0 (0,) {}
         leaky_relu 1 (1,) {'negative_slope': 0.1}
@@ -65,8 +70,8 @@ def describe(model: nn.Module, example_input: Examples) -> Program:
 
 def described(model: nn.Module, example_input: Examples) -> Described:
     """Return what `describe` returns, with the tensors the program belongs to."""
-    model = unwrapped(model)
-    examples = example_input if isinstance(example_input, tuple) else (example_input,)
+    model, examples = unwrapped(model), examples_of(example_input)
+    require_own_names(model)
     if not examples or any(x.dim() == 0 or len(x) == 0 or len(x) != len(examples[0]) for x in examples):
         shapes = ", ".join(str(tuple(x.shape)) for x in examples)
         raise ShapeError(f"example_input of shape {shapes}: wanted at least one sample, as many in each tensor")
@@ -76,6 +81,23 @@ def described(model: nn.Module, example_input: Examples) -> Described:
             return describer.run()
     finally:
         describer.tidy()
+
+
+def examples_of(example_input: object) -> tuple[Tensor, ...]:
+    """Return the tensors of an example.
+
+    Raises:
+        OptionError: it is no tensor and no tuple of tensors.
+
+    >>> len(examples_of((torch.zeros(1, 2), torch.zeros(1, 3))))
+    2
+    """
+    examples = example_input if isinstance(example_input, tuple) else (example_input,)
+    if all(isinstance(x, Tensor) for x in examples):
+        return examples
+    got = type(example_input).__name__
+    got += f" of {', '.join(type(x).__name__ for x in examples)}" if isinstance(example_input, tuple) else ""
+    raise OptionError(f"example_input is a {got}: wanted a tensor, or a tuple of tensors for a model of several inputs")
 
 
 def state_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -127,20 +149,52 @@ def _traced(model: nn.Module) -> fx.Graph:
 
 
 class _Forms(fx.Interpreter):
-    """Runs a traced model and notes the form of every value, or what it is if it is no tensor."""
+    """Runs a traced model and notes the form of every value, or what it is if it is no tensor.
+
+    Attributes:
+        written: node that overwrites memory -> the nodes before it whose values lie there.
+    """
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
-        super().__init__(model, graph=graph)
+        # no value is let go: the memory of one would be that of another, which is not overwritten with it
+        super().__init__(model, garbage_collect_values=False, graph=graph)
         self.extra_traceback = False
         self.at = ""
         self.seen: dict[fx.Node, Any] = {}
+        self.written: dict[fx.Node, set[fx.Node]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         self.at = f", at module {n.target!r}" if n.op == "call_module" else f", at operation {n.name!r}"
+        given = [(x, x._version) for node in n.all_input_nodes for x in _tensors(self.env[node])]
         value = super().run_node(n)
-        if n.op != "output":
-            self.seen[n] = _form(value)
+        if n.op == "output":
+            return value
+        self.seen[n] = _form(value)
+        changed = [x for x, version in given if x._version != version]
+        if overwrites(n, self.submodules.get(str(n.target)) if n.op == "call_module" else None):
+            changed += [x for x, _ in given[:1]]  # dropout changes nothing in eval mode
+        self.written[n] = {
+            node for node, old in self.env.items() if any(_overlap(x, one) for x in _tensors(old) for one in changed)
+        }
         return value
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors have a number in common."""
+    if torch.strided not in (one.layout, other.layout) or one.layout != other.layout or not one.numel():
+        return False
+    if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr():
+        return False
+    if one.element_size() != other.element_size():
+        return True
+    places = torch.zeros(one.untyped_storage().nbytes() // one.element_size(), dtype=torch.bool)
+    spots = [torch.arange(len(places)).as_strided(x.shape, x.stride(), x.storage_offset()) for x in (one, other)]
+    places[spots[0].flatten()] = True
+    return bool(places[spots[1].flatten()].any())
 
 
 def _form(value: Any) -> Any:
@@ -170,6 +224,8 @@ class _Describer:
         self.own = frozenset(vars(model))
         self.known: dict[fx.Node, Any] = {}  # what stands for the value of a node, or the error it is
         self.seen: dict[fx.Node, Any] = {}
+        self.written: dict[fx.Node, set[fx.Node]] = {}
+        self.changed: dict[str, GraphError] = {}  # tensors the model holds, and what changes them
 
     def run(self) -> Described:
         graph, asking = self._graph()
@@ -220,6 +276,8 @@ class _Describer:
                     f"the model does not run on inputs of shape {shapes}{forms.at}: {reason(error)}"
                 ) from error
             runs.append(forms.seen)
+            for node, others in forms.written.items():
+                self.written[node] = self.written.get(node, set()) | others
         return {node: _merged(form, runs[1][node]) for node, form in runs[0].items()}
 
     def _check_arguments(self, graph: fx.Graph) -> None:
@@ -274,17 +332,22 @@ class _Describer:
             except GraphError as error:
                 where = self._where(node, module)
                 self.known[node] = GraphError(f"{where}: {error}. Replace it, or save without example_input")
-        if overwrites(node, module):
-            self._overwrite(node)
+        if self.written[node]:
+            self._overwrite(node, self._where(node, module))
 
-    def _overwrite(self, node: fx.Node) -> None:
-        """Let what stood for the first operand be the result from now on."""
+    def _overwrite(self, node: fx.Node, where: str) -> None:
+        """Let the result stand for what was its first operand, and nothing for what else lies in that memory."""
         old = self.known[node.all_input_nodes[0]]
-        if isinstance(old, Held):
-            self.known[node] = GraphError(f"{self._where(node, None)}: it changes {old.name}, which the model holds")
-        for other, known in list(self.known.items()):
-            if known is old and _is_tensor(self.seen[other]):
-                self.known[other] = self.known[node]
+        others = [other for other in self.written[node] if other in self.known]
+        for held in [self.known[other] for other in others if isinstance(self.known[other], Held)]:
+            self.changed[held.name] = GraphError(f"{where}: it changes {held.name}, which the model holds")
+            self.known[node] = self.changed[held.name]
+        stale = GraphError(
+            f"{where}: it overwrites a tensor, or part of one, that is read later in another form. Replace it, or save "
+            f"without example_input"
+        )
+        for other in others:
+            self.known[other] = self.known[node] if self.known[other] is old else stale
 
     def _written(self, node: fx.Node, module: nn.Module | None, args: Any, kwargs: dict[str, Any], form: Any) -> Any:
         if node.op == "get_attr":
@@ -306,7 +369,10 @@ class _Describer:
     def _held(self, target: str) -> Held:
         tensor = attrgetter(target)(self.model)
         above, dot, leaf = target.rpartition(".")
-        return Held(self.names.get(id(tensor), f"{above}{dot}{UNSAVED}{leaf}"), tensor)
+        name = self.names.get(id(tensor), f"{above}{dot}{UNSAVED}{leaf}")
+        if name in self.changed:
+            raise self.changed[name]
+        return Held(name, tensor)
 
     def _module(self, name: str, module: nn.Module, x: Value, form: Any) -> int:
         """Write the call of a module, and return the number of its value."""
@@ -378,7 +444,17 @@ class _Describer:
 
     def _prove(self, found: Described) -> None:
         """Raise `GraphError` unless the program repeats the model's outputs."""
-        x = [example[:2] for example in self.examples]
+        self._compare(found, [example[:2] for example in self.examples])
+        rng = torch.Generator().manual_seed(0)
+        random = [_random(example, rng) for example in self.examples]
+        try:
+            with torch.no_grad():
+                self.model(*(part.clone() for part in random))
+        except Exception:
+            return  # a model may take no more than what it was made for
+        self._compare(found, random)
+
+    def _compare(self, found: Described, x: list[Tensor]) -> None:
         with torch.no_grad():
             try:
                 repeated = network(*found).eval()(*(part.clone() for part in x))
@@ -397,6 +473,14 @@ class _Describer:
         stack = list(node.meta.get("nn_module_stack", {}).values())
         inside = f"module {stack[-1][0]!r} ({stack[-1][1].__name__})" if stack else type(self.model).__name__
         return f"{name} in {inside}"
+
+
+def _random(example: Tensor, rng: torch.Generator) -> Tensor:
+    """Return three samples of the shape and kind of an example: random numbers, or its own where it has integers."""
+    repeated = example[torch.arange(3, device=example.device) % len(example)]
+    if not example.is_floating_point():
+        return repeated
+    return torch.randn(repeated.shape, generator=rng).to(example.device, example.dtype)
 
 
 def _spelled(node: fx.Node) -> tuple[str, ...]:

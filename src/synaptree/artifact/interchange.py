@@ -30,7 +30,7 @@ def save_sparse(
     granularity, and `name:values`, its existing weights in order; all else is stored whole.
 
     Args:
-        model: its `state_dict` is written; or tensors by name.
+        model: its `state_dict` is written, tied tensors under each of their names; or tensors by name.
         path: of the file; replaced only when the new one is complete.
         topology: the connections; without it everything is stored whole.
     """
@@ -58,10 +58,8 @@ def save_dense(model: nn.Module | Mapping[str, Tensor], path: str | Path) -> int
         model: or tensors by name; tied tensors are written under each of their names.
         path: of the file; replaced only when the new one is complete.
     """
-    # copies: safetensors refuses tensors that share memory
-    whole = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in _state(model).items()}
     with replacing(path) as partial:
-        partial.write_bytes(save(whole))
+        partial.write_bytes(save(_copies(_state(model))))
     return Path(path).stat().st_size
 
 
@@ -100,9 +98,8 @@ def load_into(model: nn.Module, path: str | Path) -> Topology:
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write tensors and a JSON text as one safetensors file, atomically."""
     with replacing(path) as partial:
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         # not save_file, whose files only their owner can read
-        partial.write_bytes(save(plain, {"json": json.dumps(meta)}))
+        partial.write_bytes(save(_copies(tensors), {"json": json.dumps(meta)}))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -139,6 +136,11 @@ def _state(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, module in modules_of(model):
         module._save_to_state_dict(state, f"{name}." if name else "", keep_vars=False)
     return state
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies: safetensors refuses tensors that share memory."""
+    return {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
 
 
 def _restored(

@@ -36,7 +36,9 @@ def export_onnx(model: nn.Module, path: str | Path, example_input: Tensor) -> fl
         Largest absolute difference between ONNX Runtime's outputs and the model's, on the example and on one sample.
 
     Raises:
-        SynaptreeError: onnx, onnxscript or onnxruntime is missing, or the model cannot be expressed in ONNX.
+        SynaptreeError: onnx, onnxscript or onnxruntime is missing, the model cannot be expressed in ONNX, or ONNX
+            Runtime does not run the file.
+        OSError: the file cannot be written.
         NumericError: the file gives other outputs than the model; then nothing is written.
     """
     if len(example_input) < 2:
@@ -57,8 +59,17 @@ def _export(model: nn.Module, path: Path, x: Tensor) -> None:
         )  # fmt: skip
     except ModuleNotFoundError as missing:
         raise SynaptreeError(f"export needs {missing.name}: pip install 'synaptree[onnx]'") from missing
+    except OSError:
+        raise
     except Exception as error:
-        raise SynaptreeError(f"{type(model).__name__} cannot be expressed in ONNX: {reason(error)}") from error
+        why = reason(_innermost(error))
+        raise SynaptreeError(f"{type(model).__name__} cannot be expressed in ONNX: {why}") from error
+
+
+def _innermost(error: Exception) -> Exception:
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
 
 
 def _checked(model: nn.Module, path: Path, x: Tensor) -> float:
@@ -66,8 +77,13 @@ def _checked(model: nn.Module, path: Path, x: Tensor) -> float:
         import onnxruntime
     except ModuleNotFoundError as missing:
         raise SynaptreeError("export needs onnxruntime: pip install 'synaptree[onnx]'") from missing
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    got = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        got = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    except Exception as refusal:
+        raise SynaptreeError(
+            f"ONNX Runtime does not run {type(model).__name__}: {reason(refusal)}; nothing was written"
+        ) from refusal
     with torch.no_grad():
         wanted = [leaf.numpy() for leaf in tree_leaves(model(x)) if isinstance(leaf, Tensor)]
     if [one.shape for one in got] != [one.shape for one in wanted]:

@@ -6,7 +6,7 @@ from math import floor
 import torch
 from torch import Tensor
 
-from synaptree.artifact.build import Network
+from synaptree.artifact.build import Network, values_of
 from synaptree.core.errors import DataError, NumericError
 
 __all__ = ["PERCENTILE", "activation_ranges"]
@@ -34,7 +34,7 @@ def activation_ranges(network: Network, batches: Iterable[Tensor], percentile: f
         >>> from synaptree.artifact.describe import describe
         >>> from synaptree.artifact.build import network
         >>> model = torch.nn.Sequential(torch.nn.ReLU())
-        >>> relu = network(describe(model, torch.zeros(1, 4)), {})
+        >>> relu = network(describe(model, torch.randn(2, 4)), {})
         >>> activation_ranges(relu, [torch.tensor([[-3.0, 1.0, 2.0, -0.5]])], percentile=100)
         {0: 3.0, 1: 2.0}
     """
@@ -44,7 +44,7 @@ def activation_ranges(network: Network, batches: Iterable[Tensor], percentile: f
         raise DataError("ranges are measured on samples, and there is none")
     largest: dict[int, Tensor] = {}
     for x in batches:
-        for number, value in enumerate(network.values(x)):
+        for number, value in enumerate(values_of(network, x)):
             if not value.is_floating_point():
                 continue
             if not bool(value.isfinite().all()):

@@ -19,7 +19,7 @@ from synaptree.format.dtypes import FLOATS
 from synaptree.format.errors import FormatError
 from synaptree.surgery.compact import require_dead_weights_zero
 
-__all__ = ["load", "load_into", "load_topology", "save"]
+__all__ = ["load", "load_into", "load_topology", "save", "texts"]
 
 Array = npt.NDArray[Any]
 _VALUES = ("fp32", "fp16", "int8")
@@ -46,10 +46,11 @@ def save(
     Args:
         model: its `state_dict` is written, tied parameters once; left as it is.
         path: of the file; replaced only when the new one is complete.
-        values: "fp32" keeps every bit. "fp16" rounds to the nearest. "int8" stores tensors of two and more axes as
+        values: "fp32" keeps every bit. "fp16" rounds to the nearest: below 6e-5 to a multiple of 6e-8, so that a
+            weight below 3e-8 becomes 0. "int8" stores tensors of two and more axes as
             `integer * scale`, with one scale for each index of axis 0, so that a weight is off by half a scale at
-            most; the scale is a 127th of the largest. Biases, norms and other small tensors are fp16 then, and fp32
-            where fp16 cannot hold them.
+            most; the scale is a 127th of the largest. Biases, norms and other small tensors are fp16 under both, and
+            fp32 where fp16 would be off by more than 2^-11 of the largest of their numbers, or of any of a variance.
         example_input: `(samples, ...)`, or a tuple of such for a model of several inputs, on its device. With it the
             file says what the network computes, and `load` needs no class; without it only `load_into` can read it,
             which also serves models that cannot be traced.
@@ -60,10 +61,11 @@ def save(
         about: texts, for people.
 
     Raises:
-        CheckpointError: the file cannot be written: a value, a name or a kind of number that does not fit.
+        CheckpointError: the file cannot be written: a value, a name or a kind of number that does not fit, or what is
+            said about it is no text.
         GraphError: the model has no program; see `describe`.
         NumericError: connections that do not exist have weights other than 0.
-        OptionError: nobody knows the `values`.
+        OptionError: nobody knows the `values`, or the example is no tensor and no tuple of tensors.
         ShapeError: the topology does not fit the model.
 
     Example:
@@ -71,13 +73,14 @@ def save(
         >>> model = nn.Sequential(nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10))
         >>> model[0].weight.data[:, 5:] = 0.0
         >>> file = Path(tempfile.mkdtemp()) / "net.syn"
-        >>> size = save(model, file, values="int8", example_input=torch.zeros(1, 100))
+        >>> size = save(model, file, values="int8", example_input=torch.randn(2, 100))
         >>> size < 3000, load(file)(torch.zeros(7, 100)).shape
         (True, torch.Size([7, 10]))
     """
     format_ = _format()
     if values not in _VALUES:
         raise unknown("coding of values", values, _VALUES)
+    about = texts(about or {})
     if topology is not None:
         require_dead_weights_zero(model, topology)
     if example_input is None:
@@ -88,11 +91,29 @@ def save(
     try:
         entries = {name: _entry(name, tensor, masks.get(name), values) for name, tensor in tensors.items()}
         tree = None if topology is None else _tree(topology if resume else _connections(topology), beside)
-        file = format_.File(program, entries, aliases, ranges or {}, tree, about or {})
+        file = format_.File(program, entries, aliases, ranges or {}, tree, about)
         size: int = format_.write_file(path, file)
     except FormatError as error:
-        raise CheckpointError(f"{path} is not written: {error}") from error
+        why = str(error).removeprefix(f"{path}: cannot be written: ")
+        raise CheckpointError(f"{path} is not written: {why}") from error
     return size
+
+
+def texts(about: Mapping[Any, Any]) -> Mapping[str, str]:
+    """Return what is said about a network.
+
+    Raises:
+        CheckpointError: a key or what stands under it is no text; names the key.
+
+    >>> texts({"data": "digits"})
+    {'data': 'digits'}
+    """
+    for key, said in about.items():
+        if not isinstance(key, str):
+            raise CheckpointError(f"about {key!r} is a {type(said).__name__} under a {type(key).__name__}: wanted text")
+        if not isinstance(said, str):
+            raise CheckpointError(f"about {key!r} is a {type(said).__name__}: wanted text, such as {str(said)!r}")
+    return about
 
 
 def load(path: str | Path) -> Network:
@@ -120,11 +141,12 @@ def load_topology(path: str | Path) -> Topology | None:
 
 
 def load_into(model: nn.Module, path: str | Path) -> Topology | None:
-    """Load a file into a model of the same class, and return the topology, None if there is none.
+    """Load a file into a model of the same class, and return the topology, None if a `.syn` file has none.
 
     Args:
         model: takes over the weights, in its own kinds of numbers and on its own devices.
-        path: of a `.syn` file, or of a safetensors file; see `synaptree.artifact.interchange.load_into`.
+        path: of a `.syn` file, or of a safetensors file; see `synaptree.artifact.interchange.load_into`. A plain
+            safetensors file gives a topology without masks.
 
     Raises:
         CheckpointError: the file is damaged, or belongs to another model, whose first difference is named; then
@@ -230,9 +252,10 @@ def _coding(name: str, array: Array, dtype: str, values: str) -> str:
         return "fp16" if dtype == "float16" and fits else "fp32"
     if array.ndim > 1 and (len(array) > 1 or values == "fp16" or _leaf(name) == "weight"):
         return values
-    if _leaf(name) == "running_var":  # a network divides by it: what is small counts
-        fits = fits and bool((np.abs(halves - array) <= np.abs(array) / 2048).all())
-    return "fp16" if fits else "fp32"
+    sizes = np.abs(array)
+    # a network divides by a variance: what is small counts; what is added is seen beside the largest
+    allowed = sizes if _leaf(name) == "running_var" else sizes.max(initial=0)
+    return "fp16" if fits and bool((np.abs(halves - array) <= allowed / 2048).all()) else "fp32"
 
 
 def _nonzero(array: Array) -> Array | None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 __all__ = ["replacing"]
@@ -12,7 +12,8 @@ __all__ = ["replacing"]
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to, which takes its place only if the block succeeds.
 
-    The folder is made if need be; after an error the old file stands as it was.
+    The folder is made if need be; after an error the old file stands as it was. An `OSError` about the path beside it
+    names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -20,5 +21,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename is None or os.fspath(error.filename) != str(partial):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the error that stopped the block says more
+            partial.unlink()

@@ -77,10 +77,10 @@ def compact(
         proof alone.
 
     Raises:
-        GraphError: the model does not run on the example.
+        GraphError: the model does not run on the example, or something in it is called "training" or the like.
         NumericError: connections that do not exist have weights other than 0, or the proof failed.
-        OptionError: `fold_norms` together with a topology or an optimizer, an optimizer of another model, or one
-            whose state cannot be narrowed.
+        OptionError: the example is no tensor, `fold_norms` together with a topology or an optimizer, an optimizer of
+            another model, or one whose state cannot be narrowed.
         ShapeError: the topology does not fit the model.
 
     Example:
@@ -92,6 +92,8 @@ def compact(
         >>> small.model[0], small.model[2]
         (Linear(in_features=2, out_features=2, bias=True), Linear(in_features=2, out_features=1, bias=True))
     """
+    if not isinstance(example_input, Tensor):
+        raise OptionError(f"example_input is a {type(example_input).__name__}: wanted one tensor, (samples, ...)")
     model = unwrapped(model)
     if fold_norms and (topology is not None or optimizer is not None):
         raise OptionError("fold_norms ends training: compact without topology and optimizer, or without fold_norms")

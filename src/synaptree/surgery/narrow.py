@@ -166,6 +166,7 @@ def narrowed_optimizer(optimizer: Optimizer, before: nn.Module, after: nn.Module
         new = make(groups)
     except TypeError as error:
         raise OptionError(f"{type(optimizer).__name__} cannot be made from its param_groups alone: {error}") from error
+    new.defaults = dict(optimizer.defaults)  # of groups that are added later
     for old, name in pairs:
         if old in optimizer.state:
             new.state[own[name]] = {

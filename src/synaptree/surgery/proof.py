@@ -14,7 +14,7 @@ from synaptree.core.errors import NumericError
 from synaptree.graph.node import Graph, GraphError
 from synaptree.graph.trace import reason, trace, undisturbed
 
-__all__ = ["Proof", "require_fit_in_training"]
+__all__ = ["Proof", "require_fit_in_training", "require_own_names"]
 
 
 class Proof:
@@ -32,7 +32,7 @@ class Proof:
         inputs: what the model is run on.
 
     Raises:
-        GraphError: the model does not run on the example.
+        GraphError: the model does not run on the example, or something in it is called "training" or the like.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Identity())
@@ -41,6 +41,7 @@ class Proof:
     """
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
+        require_own_names(model)
         self.inputs = [example]
         try:
             self._wanted = _leaves(model, [example])
@@ -93,6 +94,19 @@ class Proof:
             return unknown
         pairs = zip(wide, self._wanted, strict=True)
         return [_size(one.double() - other.double()) if _is_narrow(other) else None for one, other in pairs]
+
+
+def require_own_names(model: nn.Module) -> None:
+    """Raise `GraphError` for the first child or tensor that no attribute can stand for: torch has one of that name."""
+    taken = {*dir(nn.Module), *vars(nn.Module())}
+    for above, module in model.named_modules():
+        for name in (*module._modules, *module._parameters, *module._buffers):
+            if name in taken:
+                whole = f"{above}.{name}" if above else name
+                raise GraphError(
+                    f"{whole!r} of {type(model).__name__} is called as an attribute of every module, and is not found "
+                    f"under its name; give it another"
+                )
 
 
 def require_fit_in_training(model: nn.Module, smaller: nn.Module, graph: Graph, example: Tensor) -> None:
