@@ -359,3 +359,30 @@ def test_children_may_be_called_as_what_attention_is_made_of():
     assert bit_equal(values_of(built, x)[0], x)
     assert described(built, x).program.steps == program_of(built).steps
     assert bit_equal(compact(built, x).model(x), model(x))
+
+
+def test_a_name_marked_as_unsaved_belongs_to_a_constant_alone():
+    one = Entry.of("x1", np.ones(1, np.float32))
+    other = Entry.of("-x1", np.full(1, 5, np.float32))
+    steps = (Step("constant", "x1"), Step("constant", "-x1"), Step("add", "", (1, 2)))
+    both = Program((Input("x", (1,)),), steps, (3,))
+    with pytest.raises(CheckpointError, match="name '-x1': only a constant's own"):
+        build(File(both, {"x1": one, "-x1": other}))
+    weight = Entry.of("-fc.weight", np.ones((1, 1), np.float32))
+    with pytest.raises(CheckpointError, match="name '-fc': only a constant's own"):
+        build(File(Program((Input("x", (1,)),), (Step("linear", "-fc", (0,)),), (1,)), {"-fc.weight": weight}))
+
+
+def test_modules_are_made_without_memory_for_weights(monkeypatch):
+    made = []
+    linear = torch.nn.Linear.__init__
+
+    def watched(self, *args, **kwargs):
+        linear(self, *args, **kwargs)
+        made.append(self.weight.device.type)
+
+    monkeypatch.setattr(torch.nn.Linear, "__init__", watched)
+    weight = Entry.of("fc.weight", np.ones((2, 3), np.float32))
+    net = build(File(Program((Input("x", (3,)),), (Step("linear", "fc", (0,)),), (1,)), {"fc.weight": weight}))
+    assert made == ["meta"]
+    assert net(torch.ones(1, 3)).tolist() == [[3.0, 3.0]]

@@ -219,12 +219,23 @@ def network(program: Program, tensors: Mapping[str, Tensor], aliases: Mapping[st
         )  # fmt: skip
         if not program.inputs:
             raise FormatError("it has no input")
+        _check_unsaved(program, named)
         made = _with_shared(_modules(program, named), named, aliases)
     except FormatError as error:
         raise CheckpointError(f"the program cannot be run: {error}") from error
     root = Network(program, made) if len(program.inputs) == 1 else _ManyInputs(program, made)
     _fill(program, named, _placed(root, program, named, made), made)
     return root
+
+
+def _check_unsaved(program: Program, tensors: Iterable[str]) -> None:
+    """Refuse names that would fall together with others once the mark of what is not in `state_dict` is gone."""
+    constants, names = {step.name for step in program.steps if step.op == "constant"}, set(tensors)
+    for name in sorted({step.name for step in program.steps if step.name} | names):
+        above, _, leaf = name.rpartition(".")
+        bare = f"{above}." * bool(above) + leaf.removeprefix(UNSAVED)
+        if bare != name and (name not in constants or bare in names or not leaf.removeprefix(UNSAVED)):
+            raise FormatError(f"name {name!r}: only a constant's own may begin with {UNSAVED!r}")
 
 
 def dense(file: "synaptree.format.file.File", name: str) -> Tensor:
@@ -239,8 +250,8 @@ _KINDS = {name: getattr(torch, name) for name in DTYPES}
 def _modules(program: Program, tensors: Mapping[str, Tensor]) -> dict[str, nn.Module]:
     """Return a module for each name of a step that torch has a class for."""
     made: dict[str, nn.Module] = {}
-    # weights drawn here are replaced: leave the random state as it was, and do not warn where there are none
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    # weights are put in later: none are drawn, and no memory is taken for them
+    with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for step in program.steps:
             if step.name and step.op in CLASSES and step.name not in made:
@@ -390,8 +401,9 @@ def _done(program: Program) -> list[tuple[int, ...]]:
     """Return for each step the numbers of the values that are read for the last time."""
     last = {number: place for place, step in enumerate(program.steps) for number in step.inputs}
     found: list[tuple[int, ...]] = [()] * len(program.steps)
+    outputs = set(program.outputs)
     for number, place in last.items():
-        if number not in program.outputs:
+        if number not in outputs:
             found[place] += (number,)
     return found
 
