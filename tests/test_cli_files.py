@@ -96,8 +96,8 @@ def test_a_round_before_the_last_may_be_packed(run_folder: Path) -> None:
 def test_inspect_says_where_the_bytes_go(run_folder: Path) -> None:
     shows("pack", run_folder, "m.syn", "--values", "int8")
     said = shows("inspect", "m.syn")
-    assert "model: mlp inputs=64 hidden=[32]" in said or "model: mlp classes=10 inputs=64 hidden=[32]" in said
-    assert "network: round_02" in said
+    assert "model: mlp inputs=64 hidden=[32]" in said
+    assert "run: r/magnitude-s0/round_02" in said
     assert "ranges of values, by number: 0: " in said
     assert "data: digits" in said
     assert "topology: 2 masks" in said

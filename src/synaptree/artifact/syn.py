@@ -90,7 +90,7 @@ def save(
     masks, beside = _masks(topology, tensors, aliases, values)
     try:
         entries = {name: _entry(name, tensor, masks.get(name), values) for name, tensor in tensors.items()}
-        tree = None if topology is None else _tree(topology if resume else _connections(topology), beside)
+        tree = None if topology is None else _tree(topology, beside, resume)
         file = format_.File(program, entries, aliases, ranges or {}, tree, about)
         size: int = format_.write_file(path, file)
     except FormatError as error:
@@ -269,18 +269,11 @@ def _nonzero(array: Array) -> Array | None:
     return exist
 
 
-def _connections(topology: Topology) -> Topology:
-    """Return a topology that knows the same masks and nothing else."""
-    bare = Topology()
-    for name, mask in topology.masks.items():
-        bare.add(name, topology.shapes[name])
-        bare.masks[name] = mask
-    return bare
-
-
-def _tree(topology: Topology, beside: Mapping[str, Array]) -> dict[str, Any]:
-    """Return the topology's state without the masks that go with tensors."""
+def _tree(topology: Topology, beside: Mapping[str, Array], resume: bool) -> dict[str, Any]:
+    """Return the topology's state without the masks that go with tensors; of which tensors it has some, if no more."""
     state = topology.state_dict()
+    if not resume:
+        return {"shapes": state["shapes"]} | ({"masks": dict(beside)} if beside else {})
     seed = topology.rng.initial_seed()
     fresh = seed < 1 << 63 and torch.Generator().manual_seed(seed).get_state().equal(state["rng"])
     tree: dict[str, Any] = _plain(state | {"masks": {}} | ({"rng": seed} if fresh else {}))
@@ -316,8 +309,8 @@ def _topology(
         return None
     topology = Topology()
     try:
-        state = _tensors(dict(file.topology))
-        for name, shape in state["shapes"].items():
+        state = topology.state_dict() | _tensors(dict(file.topology))
+        for name, shape in file.topology["shapes"].items():
             if file.entry(name).shape != tuple(shape):
                 raise ValueError(f"{name} of shape {shape}, where the file has {file.entry(name).shape}")
             if name not in state["masks"]:

@@ -178,11 +178,8 @@ def _source(file: Path, model: str | None, options: Sequence[str]) -> Source:
     result = _result(file)
     name = str(result.config["data"])
     classes = source(name).classes
-    found = {**({} if classes is None else {"classes": classes}), **result.config.get("model_options", {})}
-    about = {
-        "recipe": result.recipe, "method": result.control or result.method, "seed": str(result.seed),
-        "network": file.stem, "commit": str(result.commit),
-    }  # fmt: skip
+    found = {**({} if classes in (None, 10) else {"classes": classes}), **result.config.get("model_options", {})}
+    about = {"run": f"{result.recipe}/{result.control or result.method}-s{result.seed}/{file.stem}"}
     return _of_zoo(file, str(result.config["model"]), found, name, about)
 
 
