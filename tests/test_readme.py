@@ -58,5 +58,6 @@ def test_the_commands_in_the_readme_exist():
             assert load_recipe(ROOT / words[2], overrides).method == Path(words[2]).parent.name
 
 
+@pytest.mark.slow
 def test_the_tables_in_the_documents_are_those_of_the_recorded_results():
     assert subprocess.run([sys.executable, ROOT / "tools" / "tables.py", "--check"], check=False).returncode == 0

@@ -16,6 +16,8 @@ pytest.importorskip("onnxscript")
 from synaptree.artifact import onnx as exporter  # noqa: E402
 from synaptree.artifact.onnx import export_onnx  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 def outputs(path, x):
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])

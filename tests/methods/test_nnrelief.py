@@ -73,9 +73,12 @@ def passes_agree(net, x, passes, retrain=False, **options):
     return masks
 
 
+SLOW_RESNET = pytest.param("resnet20", marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize("keep_rule", RULES)
 @pytest.mark.parametrize("conv_aggregate", AGGREGATES)
-@pytest.mark.parametrize("name", ["lenet5", "vgg_like", "resnet20"])
+@pytest.mark.parametrize("name", ["lenet5", "vgg_like", SLOW_RESNET])
 def test_passes_equal_the_literal_ones(name, conv_aggregate, keep_rule, monkeypatch):
     net, x = zoo_net(name, monkeypatch)
     passes_agree(net, x, 2, retrain=True, alpha_conv=0.9, conv_aggregate=conv_aggregate, keep_rule=keep_rule)
@@ -88,13 +91,15 @@ def test_fully_connected_passes_equal_the_literal_ones(keep_rule, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "passes", "options"), [
-    ("lenet5", 3, {"conv_aggregate": "l1"}), ("vgg_like", 2, {}), ("resnet20", 2, {"alpha_conv": 0.8}),
+    ("lenet5", 3, {"conv_aggregate": "l1"}), ("vgg_like", 2, {}),
+    pytest.param("resnet20", 2, {"alpha_conv": 0.8}, marks=pytest.mark.slow),
 ])
 def test_the_released_pass_equals_the_literal_one(name, passes, options, monkeypatch):
     net, x = zoo_net(name, monkeypatch)
     passes_agree(net, x, passes, retrain=name != "lenet5", **RELEASED, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off", [
     {"prune_stem": False}, {"mask_shortcut_in_scoring": False}, {"residual_rule": False}, {"backward_sweep": False},
     {"dead_bn": "released"},
