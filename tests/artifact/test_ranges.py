@@ -38,3 +38,19 @@ def test_no_sample_and_no_number_are_refused():
         activation_ranges(relu, [])
     with pytest.raises(NumericError, match=r"value 0 of the network, of shape \(1, 2\)"):
         activation_ranges(relu, [torch.tensor([[1.0, float("nan")]])])
+
+
+class Shifted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("shift", torch.arange(1.0, 6.0))  # five numbers, beside batches of four samples and of two
+
+    def forward(self, x):
+        return x + self.shift
+
+
+def test_a_constant_has_no_samples():
+    x = torch.rand(6, 5)
+    net = plain(Shifted(), x)
+    # of 1 1 2 2 3 3 4 4 5 5, seen in two batches, the one of index floor(0.5 * 9) = 4
+    assert activation_ranges(net, [x[:4], x[4:]], percentile=50)[1] == 3.0

@@ -23,7 +23,7 @@ def activation_ranges(network: Network, batches: Iterable[Tensor], percentile: f
 
     Args:
         network: of one input, in the mode in which it will be used.
-        batches: inputs, `(samples, ...)`, each as many samples as memory allows; read twice.
+        batches: inputs, `(samples, ...)`, each as many samples as memory allows for all values at once.
         percentile: from 0 to 100.
 
     Raises:
@@ -49,7 +49,8 @@ def activation_ranges(network: Network, batches: Iterable[Tensor], percentile: f
                 continue
             if not bool(value.isfinite().all()):
                 raise NumericError(f"value {number} of the network, of shape {tuple(value.shape)}, is not finite")
-            entries = value.numel() // len(x) * samples
+            per_sample = value.shape[:1] == x.shape[:1]  # a constant comes once a batch
+            entries = value.numel() // len(x) * samples if per_sample else value.numel() * len(batches)
             place = entries - floor(percentile / 100 * (entries - 1))  # 1 is the largest
             seen = torch.cat([largest.get(number, value.new_empty(0)), value.abs().flatten()])
             largest[number] = seen.topk(min(place, len(seen)), sorted=False).values

@@ -11,7 +11,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from synaptree.artifact.build import UNSAVED, dense
+from synaptree.artifact.build import UNSAVED, dense, program_of
 from synaptree.artifact.build import network as runnable
 from synaptree.artifact.describe import described
 from synaptree.artifact.interchange import save_dense, save_sparse
@@ -21,7 +21,7 @@ from synaptree.artifact.syn import load, load_into, load_topology, save
 from synaptree.cli.similarity import network_file
 from synaptree.core.errors import CheckpointError, DataError, OptionError, SynaptreeError
 from synaptree.core.topology import Topology
-from synaptree.format.file import MAGIC, read_file
+from synaptree.format.file import read_file
 from synaptree.format.inspect import inspect
 from synaptree.format.program import Program
 from synaptree.results import Result, read
@@ -48,7 +48,7 @@ class Source:
         network: with its weights.
         topology: which connections exist; None where the file says nothing of it.
         data: name of the data set it was trained on; None if nobody says.
-        shape: of one sample; None if only data can tell.
+        shape: of one sample.
         about: texts that go into the file.
     """
 
@@ -89,23 +89,22 @@ def pack(
         raise OptionError(f"--round {index} is for the folder of a run, and {place} is none")
     file = network_file(place, index)
     _require_apart(file, out)
-    source = _source(file, model, options)
-    data, missing = _data(on or source.data, root, asked=on is not None or root is not None)
-    shape = source.shape if data is None else data.train.x.shape[1:]
-    x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
-    x = x if data is None else data.normalise(data.validation.x[:4])
-    small = _compacted(source, x, whole, fold_norms)
+    origin = _source(file, model, options)
+    data, missing = _data(on or origin.data, root, asked=on is not None or root is not None)
+    seeded = torch.Generator().manual_seed(0)
+    x = torch.rand(4, *origin.shape, generator=seeded) if data is None else data.normalise(data.validation.x[:4])
+    small = _compacted(origin, x, whole, fold_norms)
     ranges = None if data is None else _ranges(small.model, x, data)
     size = save(
         small.model, out, values=values, example_input=x, topology=small.topology, resume=False, ranges=ranges,
-        about=source.about,
+        about=origin.about,
     )  # fmt: skip
-    bare = 4 * sum(t.numel() for t in source.network.state_dict().values() if t.is_floating_point())
+    bare = 4 * sum(t.numel() for t in origin.network.state_dict().values() if t.is_floating_point())
     typer.echo(f"{out}: {size:,} bytes; before, with its zeros in fp32, {bare:,}: {bare / size:.1f} times as many")
     if data is None:
         typer.echo(f"not measured, and no ranges of values kept: {missing}")
     else:
-        before, after = (100 * evaluate(one, data, data.test) for one in (source.network.eval(), load(out)))
+        before, after = (100 * evaluate(one, data, data.test) for one in (origin.network.eval(), load(out)))
         typer.echo(f"test accuracy on {data.name}: {before:.2f} % before, {after:.2f} % after, {after - before:+.2f}")
 
 
@@ -145,8 +144,8 @@ def show_file(file: Path, *, json: bool = False) -> None:
 def export(file: Path, out: Path) -> None:
     """Write the network of a `.syn` file as ONNX, compacted, and check it with ONNX Runtime."""
     _require_apart(file, out)
-    network, program = load(file), read_file(file).program
-    assert program is not None  # load says so
+    network = load(file)
+    program = program_of(network)
     given = program.inputs[0]
     if given.dtype != "float32" or len(program.inputs) > 1:
         kinds = ", ".join(f"{one.name} of {one.dtype}" for one in program.inputs)
@@ -170,11 +169,10 @@ def _source(file: Path, model: str | None, options: Sequence[str]) -> Source:
         raise OptionError("--option goes with --model")
     if model is not None:
         return _of_zoo(file, model, {key: _value(value) for key, value in map(_pair, options)}, None, {})
-    if file.is_file() and file.read_bytes()[: len(MAGIC)] == MAGIC:
-        stored, network = read_file(file), load(file)
-        assert stored.program is not None  # load says so
-        shape = stored.program.inputs[0].shape
-        return Source(network, load_topology(file), stored.about.get("data"), shape, stored.about)
+    if file.suffix == ".syn":
+        network = load(file)
+        shape, about = program_of(network).inputs[0].shape, read_file(file).about
+        return Source(network, load_topology(file), about.get("data"), shape, about)
     result = _result(file)
     name = str(result.config["data"])
     classes = source(name).classes
