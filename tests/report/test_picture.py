@@ -93,6 +93,13 @@ def test_a_control_called_dense_keeps_its_own_entry() -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["nnrelief", "dense", "random", "dense"]
 
 
+def test_an_untrained_seed_network_has_no_accuracy_but_a_density_of_its_layers() -> None:
+    rounds = [a_round(0, 0.05, 0.1, stage="seed"), a_round(1, 0.2, 0.9), a_round(2, 0.1, 0.8)]
+    left, right = figure([a_result(rounds)]).axes
+    assert list(line(left, "nnrelief").get_ydata()) == pytest.approx([90, 80])
+    assert all(len(np.asarray(one.get_xdata())) == 3 for one in right.get_lines()[:1])
+
+
 def test_validation_stands_in_for_all_where_one_round_has_no_test_accuracy() -> None:
     results = two_seeds()
     results[2].rounds[0].test_accuracy = None

@@ -57,7 +57,8 @@ def figure(results: Sequence[Result]) -> Figure:
     """Draw the results of one recipe: accuracy over density on the left, density per layer on the right.
 
     Lines are means over seeds, the band around them reaches from the lowest to the highest seed. The
-    accuracy is that on the test set where every round has one, else that on the validation set.
+    accuracy is that on the test set where every round has one, else that on the validation set; a seed
+    network, which is not trained yet, has none on the left.
 
     Raises:
         OptionError: the results are not of one recipe and method, or the method itself is not among them.
@@ -86,6 +87,9 @@ def figure(results: Sequence[Result]) -> Figure:
 
 
 def _accuracy(axes: Axes, lines: dict[str | None, Line], method: str) -> None:
+    # a seed network is not trained yet: beside it all others would look alike
+    trained = {control: [seeds for seeds in line if seeds[0].stage != "seed"] for control, line in lines.items()}
+    lines = {control: trained[control] or line for control, line in lines.items()}
     tested = all(r.test_accuracy is not None for line in lines.values() for seeds in line for r in seeds)
     kind = "test" if tested else "validation"
     controls = zip((c for c in lines if c is not None), cycle(CONTROLS), cycle(MARKERS), strict=False)
