@@ -1,7 +1,5 @@
 // The extension: arenas, steps, networks, and what each file of kernels offers.
 #include <nanobind/nanobind.h>
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <chrono>
@@ -9,7 +7,7 @@
 #include <cstring>
 #include <limits>
 
-#include "steps.h"
+#include "network.h"
 
 namespace synaptree {
 using namespace nb::literals;
@@ -36,18 +34,6 @@ Isa isa_named(const std::string& name) {
     }
     return name == "avx512" ? Isa::avx512 : name == "avx2" ? Isa::avx2 : Isa::generic;
 }
-
-struct Arena {
-    char* start;
-    int64_t bytes;
-    explicit Arena(int64_t wanted) : bytes((std::max<int64_t>(wanted, 64) + 63) / 64 * 64) {
-        start = static_cast<char*>(std::aligned_alloc(64, size_t(bytes)));
-        if (!start) throw std::bad_alloc();
-        std::memset(start, 0, size_t(bytes));
-    }
-    Arena(const Arena&) = delete;
-    ~Arena() { std::free(start); }
-};
 
 static Frame frame_of(Arena& arena, const Step& step, nb::object x, nb::object y) {
     if (step.bytes > arena.bytes)
