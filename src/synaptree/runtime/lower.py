@@ -1,0 +1,299 @@
+"""From a file's program to what an engine computes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import inf, prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from synaptree.format.file import File
+from synaptree.format.program import Step, filled
+from synaptree.runtime.fuse import fused
+from synaptree.runtime.ir import EngineError, Net, Node, Shape, volume
+
+__all__ = ["lower"]
+
+Array = npt.NDArray[Any]
+ADVICE = "synaptree.sparsify(model) runs the model's sparse layers with the same kernels, and leaves the rest to torch"
+
+
+def lower(file: File) -> Net:
+    """Return what a file computes, in the engine's operators.
+
+    Dropout and identities are left out, batch norms folded into the layers before them, activations and residual sums
+    fused, hidden units of linear layers ordered by their number of connections.
+
+    Raises:
+        EngineError: names the step whose operator, option or shape the engine has not got.
+    """
+    program = file.program
+    if program is None:
+        raise EngineError("the file does not say what its network computes; save it with example_input=...")
+    if len(program.inputs) != 1 or len(program.outputs) != 1 or program.returns != "value":
+        raise EngineError(
+            f"{len(program.inputs)} inputs and {len(program.outputs)} outputs as {program.returns}: wanted one of each; {ADVICE}"
+        )
+    if program.inputs[0].dtype != "float32":
+        raise EngineError(f"input of {program.inputs[0].dtype}: wanted float32; {ADVICE}")
+    shape = program.inputs[0].shape
+    if not 1 <= len(shape) <= 3:
+        raise EngineError(f"input of shape {shape}: wanted 1 to 3 axes beside the samples'; {ADVICE}")
+    nodes: list[Node] = []
+    value_of = {0: 0}  # of the program -> of the net
+    shapes: dict[int, Shape] = {0: shape}
+    for number, step in enumerate(program.steps):
+        read = [value_of[value] for value in step.inputs]
+        try:
+            found = _node(step, read, [shapes[value] for value in read], file)
+        except EngineError as error:
+            raise EngineError(f"step {number}, {step.op} {step.name!r}: {error}; {ADVICE}") from error
+        for node in found:
+            if node is not found[0]:
+                node = replace(node, inputs=(len(nodes),))
+            ranges = tuple(file.ranges.get(value, 0.0) for value in (step.inputs[0], number + 1))
+            nodes.append(replace(node, ranges=(ranges[0], ranges[1])))
+            shapes[len(nodes)] = node.shape
+        value_of[number + 1] = len(nodes) if found else read[0]
+    return fused(Net(shape, tuple(nodes), value_of[program.outputs[0]]))
+
+
+def _node(step: Step, inputs: list[int], shapes: list[Shape], file: File) -> list[Node]:
+    """Return the nodes of a step, each after the first reading the one before; none if it changes nothing."""
+    if step.op not in _MADE:
+        raise EngineError("the engine has no such operator")
+    return _MADE[step.op](step, tuple(inputs), shapes, file)
+
+
+Made = Callable[[Step, tuple[int, ...], list[Shape], File], list[Node]]
+
+
+def _part(file: File, step: Step, part: str) -> Array | None:
+    name = f"{step.name}.{part}"
+    if name not in file.entries and name not in file.aliases:
+        return None
+    return file.tensor(name).astype(np.float32)
+
+
+def _needed(file: File, step: Step, part: str) -> Array:
+    found = _part(file, step, part)
+    if found is None:
+        raise EngineError(f"no tensor {step.name}.{part}")
+    return found
+
+
+def _nothing(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
+    return []
+
+
+def _linear(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
+    weight = _needed(file, step, "weight")
+    if len(shapes[0]) != 1 or shapes[0][0] != weight.shape[1]:
+        raise EngineError(f"reads a value of shape {shapes[0]}, wanted ({weight.shape[1]},)")
+    node = Node("linear", step.name, inputs, weight.shape[:1], weight, _part(file, step, "bias"))
+    scales = file.entry(f"{step.name}.weight").scales
+    if scales is None:
+        return [node]
+    steps = np.where(scales > 0, scales, 1).astype(np.float32)[:, None]
+    return [replace(node, integers=np.rint(weight / steps).astype(np.int8), scales=scales.astype(np.float32))]
+
+
+def _conv(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
+    options = filled(step)
+    if options["padding_mode"] != "zeros":
+        raise EngineError(f"padding of {options['padding_mode']}, wanted zeros")
+    weight, dims = _needed(file, step, "weight"), int(step.op[-2])
+    weight = weight[:, :, None] if dims == 1 else weight
+    stride, padding, dilation = (_pair(options[name], dims, name) for name in ("stride", "padding", "dilation"))
+    rank = len(shapes[0])
+    channels, height, width = volume(shapes[0])
+    if rank != dims + 1 or channels != weight.shape[1] * int(str(options["groups"])):
+        raise EngineError(f"reads a value of shape {shapes[0]}, which does not fit weights of shape {weight.shape}")
+    kernel = weight.shape[2:]
+    after = padding  # of rows and columns behind
+    if options["same"]:
+        whole = tuple(d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+        padding = (whole[0] // 2, whole[1] // 2)
+        after = (whole[0] - padding[0], whole[1] - padding[1])
+    out = tuple(
+        (size + before + behind - d * (k - 1) - 1) // s + 1
+        for size, before, behind, d, k, s in zip((height, width), padding, after, dilation, kernel, stride, strict=True)
+    )
+    if min(out) < 1:
+        raise EngineError(f"a kernel of {kernel} finds no place in a value of shape {shapes[0]}")
+    shape = (weight.shape[0], *out) if dims == 2 else (weight.shape[0], out[1])
+    own = {"stride": stride, "padding": padding, "after": after, "dilation": dilation, "groups": options["groups"]}
+    return [Node("conv", step.name, inputs, shape, weight, _part(file, step, "bias"), own)]
+
+
+def _pair(value: object, dims: int, name: str) -> tuple[int, int]:
+    numbers = (value,) * dims if isinstance(value, int) else tuple(value) if isinstance(value, tuple) else ()
+    if len(numbers) != dims:
+        raise EngineError(f"{name} of {value}, wanted {dims} numbers")
+    return (numbers[0], numbers[1]) if dims == 2 else ({"padding": 0}.get(name, 1), numbers[0])
+
+
+def _norm(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
+    mean, variance = (_part(file, step, part) for part in ("running_mean", "running_var"))
+    if mean is None or variance is None:
+        raise EngineError("a norm without running statistics")
+    scale = 1 / np.sqrt(variance.astype(np.float64) + float(str(filled(step)["eps"])))
+    weight, bias = (_part(file, step, part) for part in ("weight", "bias"))
+    scale = scale if weight is None else scale * weight
+    shift = (0.0 if bias is None else bias.astype(np.float64)) - mean * scale
+    return [Node("affine", step.name, inputs, shapes[0], scale.astype(np.float32), shift.astype(np.float32))]
+
+
+def _clamp(low: float, high: float) -> Made:
+    def made(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
+        return [Node("clamp", step.name, inputs, shapes[0], low=low, high=high)]
+
+    return made
+
+
+def _clamp_of(lowest: str, highest: str) -> Made:
+    def made(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
+        low, high = filled(step)[lowest], filled(step)[highest]
+        return _clamp(-inf if low is None else float(str(low)), inf if high is None else float(str(high)))(
+            step, inputs, shapes, file
+        )
+
+    return made
+
+
+def _leaky(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
+    slope = np.full(1, filled(step)["negative_slope"], np.float32)
+    return [Node("leaky", step.name, inputs, shapes[0], np.repeat(slope, shapes[0][0]))]
+
+
+def _prelu(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
+    slope = _needed(file, step, "weight")
+    return [Node("leaky", step.name, inputs, shapes[0], np.broadcast_to(slope, shapes[0][:1]).astype(np.float32))]
+
+
+def _add(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
+    if len(inputs) == 1:
+        return _with_number(step, inputs, shapes, file)
+    if shapes[0] != shapes[1]:
+        raise EngineError(f"adds values of shapes {shapes[0]} and {shapes[1]}, wanted them equal")
+    return [Node("add", step.name, inputs, shapes[0])]
+
+
+def _with_number(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
+    """Return y = scale x + shift of a sum, difference, product or quotient with a number."""
+    options = filled(step)
+    if len(inputs) != 1 or (step.op == "div" and options["flipped"]):
+        raise EngineError("of two values, or divided by one")
+    number = float(str(options["number"]))
+    sign = -1.0 if options["flipped"] else 1.0
+    scale, shift = {
+        "add": (1.0, number), "sub": (sign, -sign * number), "mul": (number, 0.0),
+        "div": (1 / number if number else inf, 0.0),
+    }[step.op]  # fmt: skip
+    channels = shapes[0][0]
+    return [Node("affine", step.name, inputs, shapes[0], np.full(channels, scale, np.float32), np.full(channels, shift, np.float32))]
+
+
+def _cat(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
+    dim = int(str(filled(step)["dim"]))
+    if dim not in (1, -len(shapes[0])) or len({shape[1:] for shape in shapes}) > 1:
+        raise EngineError(f"joins values of shapes {shapes} along axis {dim}, wanted axis 1 and all else equal")
+    return [Node("cat", step.name, inputs, (sum(shape[0] for shape in shapes), *shapes[0][1:]))]
+
+
+def _flatten(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
+    options, rank = filled(step), len(shapes[0])
+    if step.op == "flatten":
+        start, end = (int(str(options[name])) for name in ("start_dim", "end_dim"))
+        whole = start in (1, -rank) and end in (-1, rank)
+    else:
+        sizes = options["sizes"]
+        whole = isinstance(sizes, tuple) and len(sizes) == 2 and sizes[1] in (-1, prod(shapes[0])) and sizes != (-1, -1)
+        whole = whole and isinstance(sizes, tuple) and sizes[0] == -1
+    if not whole:
+        raise EngineError(f"shapes a value of shape {shapes[0]} anew, wanted all axes but the samples' as one")
+    return [] if rank == 1 else [Node("flatten", step.name, inputs, (prod(shapes[0]),))]
+
+
+def _pool(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
+    options, dims, op = filled(step), int(step.op[-2]), step.op[:-2]
+    channels, *size = volume(shapes[0])
+    if len(shapes[0]) != dims + 1:
+        raise EngineError(f"reads a value of shape {shapes[0]}")
+    if op.startswith("adaptive"):
+        wanted = _pair(options["output_size"], dims, "output_size")
+        out = tuple(axis if want == -1 else want for want, axis in zip(wanted, size, strict=True))
+        own: dict[str, Any] = {"output_size": out}
+    else:
+        own = {"kernel_size": _pair(options["kernel_size"], dims, "kernel_size"), "ceil_mode": options["ceil_mode"]}
+        own["stride"] = own["kernel_size"] if options["stride"] is None else _pair(options["stride"], dims, "stride")
+        own["padding"] = _pair(options["padding"], dims, "padding")
+        own["dilation"] = _pair(options.get("dilation", 1), dims, "dilation")
+        own["count_include_pad"] = options.get("count_include_pad", True)
+        names = ("kernel_size", "stride", "padding", "dilation")
+        out = tuple(
+            _pooled(axis, *sizes, bool(own["ceil_mode"]))
+            for axis, *sizes in zip(size, *(own[name] for name in names), strict=True)
+        )
+    if min(out) < 1:
+        raise EngineError(f"its window finds no place in a value of shape {shapes[0]}")
+    return [Node(op, step.name, inputs, (channels, *out[-dims:]), options=own)]
+
+
+def _pooled(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil: bool) -> int:
+    """Return the length of an axis after pooling; torch lets no window begin behind the data and its padding before."""
+    span = size + 2 * padding - dilation * (kernel - 1) - 1
+    out = -(-span // stride) + 1 if ceil else span // stride + 1
+    return out - 1 if ceil and (out - 1) * stride >= size + padding else out
+
+
+def _over_image(op: str) -> Made:
+    def made(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
+        options, rank = filled(step), len(shapes[0])
+        given = options["dims"]
+        dims = tuple(dim % (rank + 1) for dim in given) if isinstance(given, tuple) else ()
+        if rank < 2 or sorted(dims) != list(range(2, rank + 1)):
+            raise EngineError(f"over axes {given} of a value of shape {shapes[0]}, wanted all but samples and channels")
+        ones = (1,) * (rank - 1)
+        pool = Node(op, step.name, inputs, (shapes[0][0], *ones), options={"output_size": (1, 1)})
+        if options["keepdim"]:
+            return [pool]
+        return [pool, Node("flatten", step.name, (), shapes[0][:1])]
+
+    return made
+
+
+def _softmax(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
+    dim, rank = int(str(filled(step)["dim"])), len(shapes[0])
+    if dim % (rank + 1) != 1:
+        raise EngineError(f"along axis {dim} of a value of shape {shapes[0]}, wanted axis 1")
+    return [Node(step.op, step.name, inputs, shapes[0])]
+
+
+def _shortcut(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
+    scale, stride = _needed(file, step, "scale"), int(str(filled(step)["stride"]))
+    if stride == 1 and len(scale) == shapes[0][0] and (scale == 1).all():
+        return []
+    if stride > 1 and len(shapes[0]) != 3:
+        raise EngineError(f"reads a value of shape {shapes[0]}, wanted (channels, height, width)")
+    out = tuple(-(-axis // stride) for axis in shapes[0][1:])
+    return [Node("shortcut", step.name, inputs, (len(scale), *out), scale, options={"stride": stride})]
+
+
+_MADE: Mapping[str, Made] = {
+    "linear": _linear,
+    **dict.fromkeys(("conv1d", "conv2d"), _conv),
+    **dict.fromkeys(("batch_norm1d", "batch_norm2d"), _norm),
+    **dict.fromkeys(
+        ("identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"), _nothing
+    ),
+    "relu": _clamp(0.0, inf), "relu6": _clamp(0.0, 6.0),
+    "hardtanh": _clamp_of("min_val", "max_val"), "clamp": _clamp_of("min", "max"),
+    "leaky_relu": _leaky, "prelu": _prelu,
+    "add": _add, "sub": _with_number, "mul": _with_number, "div": _with_number,
+    "cat": _cat, "flatten": _flatten, "reshape": _flatten,
+    **dict.fromkeys((f"{kind}{dims}d" for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool") for dims in (1, 2)), _pool),
+    "mean": _over_image("adaptive_avg_pool"), "amax": _over_image("adaptive_max_pool"),
+    "softmax": _softmax, "log_softmax": _softmax, "shortcut": _shortcut,
+}  # fmt: skip
