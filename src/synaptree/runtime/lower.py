@@ -110,21 +110,28 @@ def _conv(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) 
     channels, height, width = volume(shapes[0])
     if rank != dims + 1 or channels != weight.shape[1] * int(str(options["groups"])):
         raise EngineError(f"reads a value of shape {shapes[0]}, which does not fit weights of shape {weight.shape}")
-    kernel = weight.shape[2:]
-    after = padding  # of rows and columns behind
     if options["same"]:
-        whole = tuple(d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
-        padding = (whole[0] // 2, whole[1] // 2)
-        after = (whole[0] - padding[0], whole[1] - padding[1])
+        weight, padding = _centred(weight, dilation)
+    kernel = weight.shape[2:]
     out = tuple(
-        (size + before + behind - d * (k - 1) - 1) // s + 1
-        for size, before, behind, d, k, s in zip((height, width), padding, after, dilation, kernel, stride, strict=True)
+        (size + 2 * border - d * (k - 1) - 1) // s + 1
+        for size, border, d, k, s in zip((height, width), padding, dilation, kernel, stride, strict=True)
     )
     if min(out) < 1:
         raise EngineError(f"a kernel of {kernel} finds no place in a value of shape {shapes[0]}")
     shape = (weight.shape[0], *out) if dims == 2 else (weight.shape[0], out[1])
-    own = {"stride": stride, "padding": padding, "after": after, "dilation": dilation, "groups": options["groups"]}
+    own = {"stride": stride, "padding": padding, "dilation": dilation, "groups": options["groups"]}
     return [Node("conv", step.name, inputs, shape, weight, _part(file, step, "bias"), own)]
+
+
+def _centred(weight: Array, dilation: tuple[int, int]) -> tuple[Array, tuple[int, int]]:
+    """Return weights and the padding that keeps the size; an even kernel gets a row or column of zeros before it."""
+    spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    if any(span % 2 and d > 1 for span, d in zip(spans, dilation, strict=True)):
+        raise EngineError(f"padding 'same' around kernels of {weight.shape[2:]} with dilation {dilation}")
+    before = [span % 2 for span in spans]
+    padding = [(span + odd) // 2 for span, odd in zip(spans, before, strict=True)]
+    return np.pad(weight, [(0, 0), (0, 0), (before[0], 0), (before[1], 0)]), (padding[0], padding[1])
 
 
 def _pair(value: object, dims: int, name: str) -> tuple[int, int]:

@@ -50,7 +50,7 @@ def _conv(node: Node, x: Array) -> Array:
     assert node.weight is not None
     options, groups = node.options, int(node.options["groups"])
     x = x.reshape(len(x), *volume(x.shape[1:])).astype(np.float64)
-    sides = [(0, 0), (0, 0), *zip(options["padding"], options["after"], strict=True)]
+    sides = [(0, 0), (0, 0), *((border, border) for border in options["padding"])]
     outs = []
     for part, weight in zip(np.split(np.pad(x, sides), groups, 1), np.split(node.weight, groups), strict=True):
         windows = _windows(part, weight.shape[2:], options["stride"], options["dilation"])
