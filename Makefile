@@ -3,8 +3,9 @@ export OMP_WAIT_POLICY ?= passive
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SANITIZED ?= tests/runtime
 
-.PHONY: demo test test-integrations style check fuzz lines tables bench clean
+.PHONY: demo test test-integrations style check fuzz native sanitize lines tables bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/synaptree run demo --out runs/demo
@@ -26,6 +27,18 @@ check: style
 
 fuzz: $(VENV)/ready
 	$(BIN)/python tools/fuzz.py --inputs 200000
+
+# the extension anew, beside the Python files, after work on the kernels
+native: $(VENV)/ready
+	$(BIN)/cmake -S . -B build/native -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
+	$(BIN)/ninja -C build/native
+
+# all kernels under the address and undefined-behaviour sanitizers, in a process of their own
+sanitize: $(VENV)/ready
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DSYNAPTREE_SANITIZE=ON > /dev/null
+	$(BIN)/ninja -C build/sanitize
+	SYNAPTREE_NATIVE="$$(echo build/sanitize/_native*.so)" LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 $(BIN)/python -m pytest -q -p no:cacheprovider -m "not slow" $(SANITIZED)
 
 lines: $(VENV)/ready
 	$(BIN)/python tools/lines.py

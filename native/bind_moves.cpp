@@ -9,8 +9,8 @@ namespace synaptree {
 using namespace nb::literals;
 
 int64_t extent(const Place& place) {
-    const int64_t floats = (place.channels - 1) * place.plane + (place.height - 1) * place.pitch + int64_t(place.width) * place.lanes;
-    return place.at + 4 * floats;
+    const int64_t last_row = (place.channels - 1) * place.plane + (place.height - 1) * place.pitch;
+    return place.at + 4 * (last_row + int64_t(place.width) * place.lanes);
 }
 
 Runs runs(const Place* places, int count, Lines* lines, bool merge, bool through) {
@@ -42,7 +42,7 @@ static void check(const Place& place) {
     const auto within = [](int64_t value, int64_t low) { return value >= low && value < most; };
     const bool lanes = place.lanes == 1 || (place.lanes > 0 && place.lanes % 16 == 0);
     if (place.channels < 1 || place.height < 1 || place.width < 1 || !lanes || !within(place.at, 0) || place.at % 4)
-        throw std::invalid_argument("a place has at least one element, lanes of 1 or a multiple of 16, and begins at a float");
+        throw std::invalid_argument("a place has elements, lanes of 1 or a multiple of 16, and begins at a float");
     const __int128 row = __int128(place.width) * place.lanes, plane = (place.height - 1) * __int128(place.pitch) + row;
     const bool apart = (place.height == 1 || place.pitch >= row) && (place.channels == 1 || place.plane >= plane);
     if (!within(place.pitch, 0) || !within(place.plane, 0) || !apart)
@@ -55,9 +55,10 @@ static bool flat(const Place& place) { return place.height == 1 && place.width =
 
 // The features of a flat place from `first` on, as an image of so many channels.
 static Place image_of(const Place& place, int64_t first, int32_t channels, const Place& like) {
-    if (place.channels > 1 && place.plane != place.lanes) throw std::invalid_argument("wanted a flat place without borders");
-    const int64_t pitch = int64_t(like.width) * place.lanes;
-    return {place.at + 4 * first * place.plane, channels, like.height, like.width, place.lanes, like.height * pitch, pitch};
+    if (place.channels > 1 && place.plane != place.lanes)
+        throw std::invalid_argument("wanted a flat place without borders");
+    const int64_t pitch = int64_t(like.width) * place.lanes, at = place.at + 4 * first * place.plane;
+    return {at, channels, like.height, like.width, place.lanes, like.height * pitch, pitch};
 }
 
 static Step copy_step(const std::string& isa, const Place& x, const Place& y, int64_t channel) {
@@ -85,7 +86,8 @@ static Step copy_step(const std::string& isa, const Place& x, const Place& y, in
                 std::max(extent(from), extent(to)), {});
 }
 
-static Step split_step(const std::string& isa, const Place& x, const Place& y, std::pair<int, int> stride, std::pair<int, int> padding) {
+static Step split_step(const std::string& isa, const Place& x, const Place& y, std::pair<int, int> stride,
+                       std::pair<int, int> padding) {
     const auto [stride_h, stride_w] = stride;
     const auto [top, left] = padding;
     const bool sane = stride_h > 0 && stride_w > 0 && stride_h < 256 && stride_w < 256 && top >= 0 && left >= 0 &&
@@ -103,6 +105,21 @@ static Place dense(const Place& place) {
     return {0, place.channels, place.height, place.width, 1, place.height * pitch, pitch};
 }
 
+// The same elements in longer rows, where one follows the other.
+static Place unrolled(Place place) {
+    constexpr int64_t longest = 1 << 30;
+    const auto row = [&] { return int64_t(place.width) * place.lanes; };
+    if (place.pitch == row() && int64_t(place.height) * place.width < longest) {
+        place.width *= place.height;
+        place.height = 1;
+    }
+    if (place.height == 1 && place.plane == row() && int64_t(place.channels) * place.width < longest) {
+        place.width *= place.channels;
+        place.channels = 1;
+    }
+    return place;
+}
+
 static int32_t chunks_of(const Place& place) {
     const int64_t features = int64_t(place.channels) * place.height * place.width;
     return int32_t((features + 15 + FEATURES - 1) / FEATURES);  // the first may begin up to 15 features early
@@ -111,33 +128,37 @@ static int32_t chunks_of(const Place& place) {
 static Step enter_step(const std::string& isa, const Place& place) {
     const Isa wanted = isa_named(isa);
     if (place.lanes > 1)
-        return step(SYNAPTREE_PICK(wanted, enter_kernel()), Move{place}, chunks_of(place), extent(place), {});
+        return step(SYNAPTREE_PICK(wanted, enter_kernel()), Move{unrolled(place)}, chunks_of(place), extent(place), {});
     const Place places[] = {dense(place), place};
     Lines lines[2];
     const Runs shared = runs(places, 2, lines, true, false);
-    return step(SYNAPTREE_PICK(wanted, enter_one_kernel()), Copy{shared, lines[0], lines[1]}, shared.planes, extent(place), {});
+    const Copy task{shared, lines[0], lines[1]};
+    return step(SYNAPTREE_PICK(wanted, enter_one_kernel()), task, shared.planes, extent(place), {});
 }
 
 static Step leave_step(const std::string& isa, const Place& place) {
     const Isa wanted = isa_named(isa);
     if (place.lanes > 1)
-        return step(SYNAPTREE_PICK(wanted, leave_kernel()), Move{place}, chunks_of(place), extent(place), {});
+        return step(SYNAPTREE_PICK(wanted, leave_kernel()), Move{unrolled(place)}, chunks_of(place), extent(place), {});
     const Place places[] = {place, dense(place)};
     Lines lines[2];
     const Runs shared = runs(places, 2, lines, true, false);
-    return step(SYNAPTREE_PICK(wanted, leave_one_kernel()), Copy{shared, lines[0], lines[1]}, shared.planes, extent(place), {});
+    const Copy task{shared, lines[0], lines[1]};
+    return step(SYNAPTREE_PICK(wanted, leave_one_kernel()), task, shared.planes, extent(place), {});
 }
 
 static void bind(nb::module_& m) {
     nb::class_<Place>(m, "Place")
         .def(
             "__init__",
-            [](Place* self, int64_t at, int32_t channels, int32_t height, int32_t width, int32_t lanes, int64_t plane, int64_t pitch) {
+            [](Place* self, int64_t at, int32_t channels, int32_t height, int32_t width, int32_t lanes, int64_t plane,
+               int64_t pitch) {
                 const Place place{at, channels, height, width, lanes, plane, pitch};
                 check(place);
                 new (self) Place(place);
             },
-            nb::kw_only(), "at"_a, "channels"_a, "height"_a = 1, "width"_a = 1, "lanes"_a = 1, "plane"_a, "pitch"_a = 0);
+            nb::kw_only(), "at"_a, "channels"_a, "height"_a = 1, "width"_a = 1, "lanes"_a = 1, "plane"_a,
+            "pitch"_a = 0);
     m.def("enter", enter_step, "isa"_a, "place"_a);
     m.def("leave", leave_step, "isa"_a, "place"_a);
     m.def("copy", copy_step, "isa"_a, "x"_a, "y"_a, "channel"_a = 0);

@@ -74,7 +74,7 @@ nb::object run(nb::handle_t<Callable> given, nb::handle x, nb::handle out) {
         throw nb::value_error(("out: wanted " + std::to_string(samples) + " samples as in x, got " + text(to)).c_str());
     const char *a = PyArray_BYTES(from), *b = PyArray_BYTES(to);
     if (a < b + PyArray_NBYTES(to) && b < a + PyArray_NBYTES(from) && samples) throw nb::value_error("out: shares memory with x");
-    if (samples != self.batch && !self.other.is_none()) return self.other(x, out);
+    if (samples && samples != self.batch && !self.other.is_none()) return self.other(x, out);
     run_arrays(self, from, to);
     return nb::borrow(out);
 }
@@ -87,7 +87,7 @@ nb::object call(nb::handle_t<Callable> given, nb::handle x) {
     for (size_t i = 0; i < self.y_shape.size(); i++) shape[i + 1] = npy_intp(self.y_shape[i]);
     nb::object out = nb::steal(PyArray_SimpleNew(int(self.y_shape.size()) + 1, shape, NPY_FLOAT32));
     if (!out.is_valid()) throw nb::python_error();
-    if (shape[0] != self.batch && !self.other.is_none()) return self.other(x, out);
+    if (shape[0] && shape[0] != self.batch && !self.other.is_none()) return self.other(x, out);
     run_arrays(self, from, reinterpret_cast<PyArrayObject*>(out.ptr()));
     return out;
 }

@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Attached": "synaptree.core.attach",
+    "Engine": "synaptree.runtime.engine",
     "attach": "synaptree.core.attach",
     "METHODS": "synaptree.methods",
     "Method": "synaptree.core.method",
@@ -25,6 +26,7 @@ _WHERE = {
     "prune": "synaptree.core.oneshot",
     "save": "synaptree.artifact.syn",
     "save_sparse": "synaptree.artifact.interchange",
+    "sparsify": "synaptree.runtime.sparsify",
 }
 
 __all__ = list(_WHERE)
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from synaptree.methods import METHODS as METHODS
     from synaptree.methods import build as build
     from synaptree.recipe import load_recipe as load_recipe
+    from synaptree.runtime.engine import Engine as Engine
+    from synaptree.runtime.sparsify import sparsify as sparsify
     from synaptree.surgery.compact import compact as compact
     from synaptree.surgery.shortcuts import expose_shortcuts as expose_shortcuts
     from synaptree.testing import check_method as check_method

@@ -38,11 +38,11 @@ def untouched(arena: "_native.Arena", before: np.ndarray, *written: Place) -> bo
 def test_samples_come_in_and_go_out_as_they_were_and_lanes_without_one_are_zero(isa, lanes):
     rng = np.random.default_rng(lanes)
     for shape, (top, left) in itertools.product(SHAPES, BORDERS):
-        if lanes == 64 and shape[0] > 100 and top:
+        if shape[0] > 100 and top:
             continue
         p = place(shape, lanes, top, left, at=128)
         arena = arena_for(p, fill=7.0)
-        for samples in {1, lanes, max(1, lanes - 5), max(1, lanes // 2 + 1)}:
+        for samples in {lanes, max(1, lanes // 2 - 1)}:
             x = rng.standard_normal((samples, int(np.prod(shape)))).astype(np.float32)
             before = arena.floats.copy()
             enter(isa, p).run(arena, x=x)
@@ -60,7 +60,7 @@ def test_samples_come_in_and_go_out_as_they_were_and_lanes_without_one_are_zero(
 @pytest.mark.parametrize("isa", ISAS)
 def test_arrays_of_the_caller_may_begin_at_any_float_and_nothing_beside_them_is_written(isa):
     rng = np.random.default_rng(0)
-    for lanes, start, samples in itertools.product([1, 16, 32], range(17), [1, 11, 16, 30]):
+    for lanes, start, samples in itertools.product([1, 16, 32], [0, 1, 7, 15, 16], [1, 11, 16, 30]):
         if samples > lanes:
             continue
         shape = (3, 10, 11)

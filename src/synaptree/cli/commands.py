@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from synaptree import __version__
 from synaptree.core.errors import DataError, OptionError, SynaptreeError
 from synaptree.format.errors import FormatError
+from synaptree.runtime.ir import EngineError
 
 __all__ = ["app"]
 
@@ -24,7 +25,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except BrokenPipeError:  # whoever read the output has seen enough
             raise
-        except (SynaptreeError, FormatError, OSError) as error:
+        except (SynaptreeError, FormatError, EngineError, OSError) as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from None
 
@@ -246,6 +247,47 @@ def inspect(
     from synaptree.cli.files import show_file
 
     show_file(file, json=json)
+
+
+@app.command()
+def explain(
+    file: Annotated[Path, typer.Argument(metavar="FILE.syn")],
+    batch: Annotated[int, typer.Option(min=1, help="Samples of a call.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="That share the work.")] = 1,
+    dense: Annotated[bool, typer.Option("--dense/--no-dense", help="Time dense layers beside.")] = True,
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Show which kernel the engine runs each layer with, how fast, and where sparsity gains nothing."""
+    from json import dumps
+
+    from synaptree.runtime.engine import Engine
+
+    found = Engine(file, threads, batch).explain(dense)
+    typer.echo(dumps(found.as_dict(), indent=2) if json else str(found))
+
+
+@app.command()
+def bench(
+    file: Annotated[Path, typer.Argument(metavar="MODEL.syn")],
+    against: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="As onnxruntime,openvino,torch, the usual ones.")
+    ] = None,
+    batch: Annotated[str, typer.Option(metavar="NUMBERS", help="Samples of a call, as 1,32.")] = "1,32",
+    threads: Annotated[str, typer.Option(metavar="NUMBERS", help="Numbers of threads, as 1,2.")] = "1",
+    seconds: Annotated[float, typer.Option(help="That each setting is measured for.")] = 3.0,
+    precision: Annotated[
+        Literal["fp32", "int8"] | None, typer.Option(help="Of the others.", show_default="as the file stores weights")
+    ] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Peak memory as well, in processes of their own.")] = False,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the numbers there.")] = None,
+) -> None:
+    """Time the engine beside dense runtimes of the same network."""
+    from synaptree.cli.bench import bench_file
+
+    bench_file(
+        file, against=against, batch=batch, threads=threads, seconds=seconds, precision=precision, memory=memory,
+        out=json,
+    )  # fmt: skip
 
 
 @app.command()

@@ -42,7 +42,7 @@ class Engine:
     can therefore differ by rounding. With a file to keep the plan in, they do not.
 
     Args:
-        file: path of a `.syn` file, its bytes, or a `File`.
+        file: path of a `.syn` file, its bytes, a `File`, or a network in the engine's own operators.
         threads: that share the work; more than one pay for batches of several blocks and for large layers.
         batch: samples that a call mostly brings; others work as well, and are planned when they first come.
         budget: seconds for trying at load, for each number of lanes.
@@ -69,7 +69,7 @@ class Engine:
 
     def __init__(
         self,
-        file: str | Path | bytes | File,
+        file: str | Path | bytes | File | Net,
         threads: int = 1,
         batch: int = 1,
         *,
@@ -78,8 +78,7 @@ class Engine:
     ) -> None:
         if threads < 1 or batch < 1:
             raise EngineError(f"threads {threads} and batch {batch}: wanted at least 1 of each")
-        data = file if isinstance(file, bytes | File) else Path(file).read_bytes()
-        self.net: Net = lower(data if isinstance(data, File) else decode(data))
+        self.net = _net(file)
         self.threads, self.batch, self.budget, self.isa = threads, batch, budget, instruction_set()
         self._digest = _digest(self.net)
         self._kept = None if plan is None else Path(plan)
@@ -169,6 +168,14 @@ class _Plain:
     def run(self, x: Floats, out: Floats) -> Floats:
         np.copyto(out, self(x), casting="no")
         return out
+
+
+def _net(file: str | Path | bytes | File | Net) -> Net:
+    if isinstance(file, Net):
+        return file
+    if isinstance(file, File):
+        return lower(file)
+    return lower(decode(file if isinstance(file, bytes) else Path(file).read_bytes()))
 
 
 def instruction_set() -> str:

@@ -94,7 +94,8 @@ def _order_units(graph: Graph, output: int) -> None:
 
     Kernels that compute sixteen units at a time then wait for none that has many more than the others.
     """
-    for value, layer in list(graph.items()):
+    for value in list(graph):
+        layer = graph[value]
         readers = [(number, node) for number, node in graph.items() if value in node.reads]
         if layer.op != "linear" or value == output or len(readers) != 1 or readers[0][1].op != "linear":
             continue

@@ -1,7 +1,5 @@
 """Where the values of a network lie in the arena: borders that convolutions read, memory used again."""
 
-from dataclasses import replace
-
 from synaptree.runtime.ir import Net, Node, volume
 from synaptree.runtime.place import Place, place
 
@@ -44,15 +42,14 @@ def layout(net: Net, lanes: int) -> Layout:
         return kind.moved(at)
 
     def give_back(number: int) -> None:
-        for value in range(len(places)):
-            used = max(last[other] for other in range(len(places)) if owner[other] == value)
-            if owner[value] == value and used == number:
+        for value in set(owner):
+            if max(last[other] for other in range(len(places)) if owner[other] == value) == number:
                 free.setdefault(places[value].moved(0), []).append(places[value].at)
 
     places.append(take(_wanted(net, 0, lanes)))
     owner.append(0)
     for number, node in enumerate(net.nodes, 1):
-        view = _view(net, number, node, places, lanes)
+        view = _view(net, number, node, places)
         if view is None:
             if node.op == "flatten":
                 copied.add(number)
@@ -108,7 +105,7 @@ def _wanted(net: Net, value: int, lanes: int) -> Place:
     return place(shape, lanes, top, left)
 
 
-def _view(net: Net, number: int, node: Node, places: list[Place], lanes: int) -> Place | None:
+def _view(net: Net, number: int, node: Node, places: list[Place]) -> Place | None:
     """Return the place of a flattened value if it need not be copied."""
     if node.op != "flatten":
         return None
@@ -116,4 +113,4 @@ def _view(net: Net, number: int, node: Node, places: list[Place], lanes: int) ->
     if is_flat(source):
         return flat(source)
     only_linear = number != net.output and all(reader.op == "linear" for reader in net.readers(number))
-    return replace(source) if lanes > 1 and only_linear else None
+    return source if only_linear else None

@@ -91,8 +91,8 @@ def options(net: Net, number: int, where: Layout, isa: str, dense: bool = False)
 def _linear(site: _Site) -> Iterator[Option]:
     x, y, weight = site.x, site.y, site.weight
     if x.lanes > 1:
-        sparse = [] if site.dense else rows.variants(weight, x, y)
-        solid = rows.dense_variants(x, y) if site.dense or site.node.density > DENSE else []
+        sparse = [] if site.dense else rows.variants(site.isa, weight, x, y)
+        solid = rows.dense_variants(site.isa, weight, x, y) if site.dense or site.node.density > DENSE else []
         for variant in dict.fromkeys([*sparse, *solid]):
             yield Option(_rows_name(variant), _bound(_rows_linear, site, variant))
         return
@@ -101,12 +101,20 @@ def _linear(site: _Site) -> Iterator[Option]:
             yield Option(str(way), _bound(_lookup_linear, site, way))
     if site.dense or site.node.density > DENSE / 3:
         for form in outputs.variants(weight, x, y):
-            yield Option(f"outputs {form}", _bound(_outputs_linear, site, form))
+            yield Option(_outputs_name(form), _bound(_outputs_linear, site, form))
 
 
 def _rows_name(variant: rows.Variant) -> str:
     part = f" in parts of {variant.part}" if variant.part else ""
     return f"rows {variant.rows} x {variant.vectors}, {variant.unroll} at a time{part}"
+
+
+def _planes_name(variant: planes.Variant) -> str:
+    return f"planes {variant.way} {variant.rows} x {variant.columns} in parts of {variant.part}"
+
+
+def _outputs_name(variant: outputs.Variant) -> str:
+    return f"outputs {variant.pixels} x {variant.vectors}"
 
 
 def _bound(make: Callable[[_Site, Any, int], Steps], site: _Site, variant: Any) -> Callable[[int], Steps]:
@@ -136,15 +144,14 @@ def _conv(site: _Site) -> Iterator[Option]:
     plain = plain and whole == {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
     if plain and not site.dense and not tiny and _kernel_sparse(site.weight):
         for form in planes.variants(site.weight, site.x, site.y):
-            size = planes.scratch_bytes(site.x, form)
-            yield Option(f"planes {form}", _bound(_planes_conv, site, form), size)
+            yield Option(_planes_name(form), _bound(_planes_conv, site, form))
     if not tiny and (not single or own["stride"] == (1, 1)):
         yield from _rows_options(site)
     elif not tiny and not site.dense:
         yield from _split_options(site)
     if single and own["groups"] == 1 and (site.dense or site.node.density > DENSE / 3 or tiny):
         for kind in outputs.variants(site.weight, site.x, site.y):
-            yield Option(f"outputs {kind}", _bound(_outputs_conv, site, kind))
+            yield Option(_outputs_name(kind), _bound(_outputs_conv, site, kind))
     if tiny and own["groups"] > 1:
         yield from _unrolled(site)
 
@@ -157,8 +164,10 @@ def _kernel_sparse(weight: Floats) -> bool:
 
 def _rows_options(site: _Site) -> Iterator[Option]:
     own = site.node.options
-    sparse = [] if site.dense else rows.variants(site.weight, site.x, site.y, stride=own["stride"], groups=own["groups"])
-    solid = rows.dense_variants(site.x, site.y, stride=own["stride"]) if site.dense or site.node.density > DENSE else []
+    layer = site.isa, site.weight, site.x, site.y
+    shape = {"stride": own["stride"], "groups": own["groups"]}
+    sparse = [] if site.dense else rows.variants(*layer, **shape)
+    solid = rows.dense_variants(*layer, **shape) if site.dense or site.node.density > DENSE else []
     for variant in dict.fromkeys([*sparse, *solid]):
         yield Option(_rows_name(variant), _bound(_rows_conv, site, variant))
 
@@ -172,13 +181,9 @@ def _rows_conv(site: _Site, variant: rows.Variant, _: int) -> Steps:
     ]
 
 
-def _planes_conv(site: _Site, variant: planes.Variant, scratch: int) -> Steps:
-    return [
-        planes.conv(
-            site.isa, site.weight, site.bias, site.x, site.y, residual=site.residual, variant=variant, scratch=scratch,
-            **site.bounds,
-        )
-    ]  # fmt: skip
+def _planes_conv(site: _Site, variant: planes.Variant, _: int) -> Steps:
+    own = {"residual": site.residual, "variant": variant, **site.bounds}
+    return [planes.conv(site.isa, site.weight, site.bias, site.x, site.y, **own)]
 
 
 def _outputs_conv(site: _Site, variant: outputs.Variant, _: int) -> Steps:
@@ -196,7 +201,7 @@ def _split_options(site: _Site) -> Iterator[Option]:
     if own["dilation"] != (1, 1) or own["groups"] != 1:
         return
     apart, weight = _apart(site)
-    for variant in rows.variants(weight, apart, site.y):
+    for variant in rows.variants(site.isa, weight, apart, site.y):
         def make(scratch: int, variant: rows.Variant = variant) -> Steps:
             split = apart.moved(scratch)
             return [
@@ -226,7 +231,7 @@ def _apart(site: _Site) -> tuple[Place, Floats]:
     apart = place((count, *size), 1)
     if apart.pitch < site.y.pitch:  # rows as far apart as those of the output: a plane is then one run
         pitch = site.y.pitch
-        apart = replace(apart, pitch=pitch, plane=-(-(size[0] * pitch) // LANES + 1) * LANES)
+        apart = replace(apart, pitch=pitch, plane=(size[0] * pitch // LANES + 2) * LANES)
     return apart, weight.reshape(outs, count, *taps)
 
 
@@ -276,13 +281,16 @@ def _cat(site: _Site) -> Steps:
     return [moves.copy(site.isa, x, site.y, int(at)) for x, at in zip(site.inputs, first, strict=False)]
 
 
-def _pool(site: _Site) -> Steps:
-    return [getattr(simple, site.node.op)(site.isa, site.x, site.y, **site.node.options)]
-
-
 def _max_pool(site: _Site) -> Steps:
-    own = {name: value for name, value in site.node.options.items() if name not in ("count_include_pad", "ceil_mode")}
-    return [simple.max_pool(site.isa, site.x, site.y, **own)]
+    own = site.node.options
+    pairs = own["kernel_size"], own["stride"], own["padding"], own["dilation"]
+    return [simple.max_pool(site.isa, site.x, site.y, *pairs)]
+
+
+def _avg_pool(site: _Site) -> Steps:
+    own = site.node.options
+    pairs = own["kernel_size"], own["stride"], own["padding"]
+    return [simple.avg_pool(site.isa, site.x, site.y, *pairs, own["count_include_pad"])]
 
 
 _SIMPLE: dict[str, Callable[[_Site], Steps]] = {
@@ -293,9 +301,9 @@ _SIMPLE: dict[str, Callable[[_Site], Steps]] = {
     "cat": _cat,
     "shortcut": lambda s: [simple.shortcut(s.isa, s.x, s.y, s.weight, s.node.options["stride"])],
     "max_pool": _max_pool,
-    "avg_pool": _pool,
-    "adaptive_avg_pool": _pool,
-    "adaptive_max_pool": _pool,
+    "avg_pool": _avg_pool,
+    "adaptive_avg_pool": lambda s: [simple.adaptive_avg_pool(s.isa, s.x, s.y)],
+    "adaptive_max_pool": lambda s: [simple.adaptive_max_pool(s.isa, s.x, s.y)],
     "softmax": lambda s: [simple.softmax(s.isa, s.x, s.y)],
     "log_softmax": lambda s: [simple.log_softmax(s.isa, s.x, s.y)],
 }

@@ -1,0 +1,278 @@
+import gc
+import json
+import subprocess
+import sys
+import threading
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from synaptree import Engine, save
+from synaptree.format.file import read_file
+from synaptree.runtime import engine as module
+from synaptree.runtime import reference
+from synaptree.runtime.ir import EngineError, Net, Node
+from synaptree.runtime.lower import lower
+from synaptree.train import zoo
+
+native = pytest.importorskip("synaptree.runtime._native")
+
+
+def sparse(model, density, kernels=False, seed=0):
+    """Give a model random masks, whole kernels or single weights, and running statistics of its own."""
+    torch.manual_seed(seed)
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            shape = layer.weight.shape[:2] if kernels else layer.weight.shape
+            mask = (torch.rand(shape) < density).float()
+            layer.weight.data *= mask.reshape(*mask.shape, *(1,) * (layer.weight.dim() - mask.dim()))
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.uniform_(-0.2, 0.2)
+            layer.running_var.uniform_(0.5, 2.0)
+    return model.eval()
+
+
+def filed(model, shape, folder, **options):
+    save(model, folder / "net.syn", example_input=torch.randn(2, *shape), **options)
+    return folder / "net.syn"
+
+
+def close(got, wanted):
+    scale = np.abs(wanted).max() + 1e-6
+    assert got.shape == wanted.shape
+    np.testing.assert_allclose(got / scale, wanted / scale, atol=2e-5)
+
+
+class Small(nn.Module):
+    """Every kind of place: borders, strides, sums, joins, tiny images, flat values."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.down = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        self.wide = nn.Conv2d(12, 12, 5, padding=2, groups=3)
+        self.one = nn.Conv2d(24, 10, 1)
+        self.tiny = nn.Conv2d(10, 9, 3, padding=1)
+        self.fc1, self.fc2 = nn.Linear(36, 20), nn.Linear(20, 5)
+
+    def forward(self, x):
+        y = torch.relu(self.conv1(x))
+        y = torch.relu(self.norm(self.conv2(y)) + y)
+        y = self.down(nn.functional.max_pool2d(y, 3, 2, 1))
+        y = torch.cat([nn.functional.relu6(self.wide(y)), y], 1)
+        y = nn.functional.avg_pool2d(nn.functional.leaky_relu(self.one(y), 0.2), 2)
+        y = torch.relu(self.tiny(y))
+        return torch.softmax(self.fc2(torch.relu(self.fc1(torch.flatten(y, 1)))), 1)
+
+
+@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 1.0])
+def test_an_engine_computes_what_torch_does(isa, density, tmp_path, monkeypatch):
+    monkeypatch.setenv("SYNAPTREE_ISA", isa)
+    model = sparse(Small(), density)
+    path = filed(model, (3, 17, 17), tmp_path)
+    x = torch.randn(35, 3, 17, 17)
+    wanted = model(x).detach().numpy()
+    for batch in (1, 3, 16, 35):
+        close(Engine(path, batch=batch, budget=0.2)(x[:batch].numpy()), wanted[:batch])
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("name", ["lenet_300_100", "lenet5", "resnet20", "cnn_fc"])
+def test_networks_of_the_zoo(name, kernels, tmp_path):
+    shape = (1, 28, 28) if name.startswith("lenet") else (3, 32, 32)
+    model = sparse(zoo.build(name), 0.2, kernels and name != "lenet_300_100")
+    path = filed(model, shape, tmp_path)
+    x = torch.randn(18, *shape)
+    wanted = model(x).detach().numpy()
+    for batch in (1, 18):
+        close(Engine(path, batch=batch, budget=0.5)(x[:batch].numpy()), wanted[:batch])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg16", "densenet40", "resnet18", "vgg_small"])
+def test_large_networks_of_the_zoo(name, tmp_path):
+    model = sparse(zoo.build(name), 0.1, kernels=True)
+    path = filed(model, (3, 32, 32), tmp_path)
+    x = torch.randn(16, 3, 32, 32)
+    wanted = model(x).detach().numpy()
+    for batch in (1, 16):
+        close(Engine(path, batch=batch, budget=0.5)(x[:batch].numpy()), wanted[:batch])
+
+
+def test_run_writes_into_the_array_given_and_returns_it(tmp_path):
+    engine = Engine(filed(nn.Sequential(nn.Linear(3, 2)), (3,), tmp_path), batch=4)
+    x, out = np.ones((4, 3), np.float32), np.full((4, 2), np.nan, np.float32)
+    assert engine.run(x, out) is out
+    np.testing.assert_array_equal(out, engine(x))
+    short = np.ones((2, 3), np.float32)  # a batch it was not planned for
+    np.testing.assert_allclose(engine(short), out[:2], rtol=1e-6)
+    assert engine(np.empty((0, 3), np.float32)).shape == (0, 2)
+
+
+def test_threads_give_the_same_numbers(tmp_path):
+    model = sparse(Small(), 0.3)
+    path = filed(model, (3, 17, 17), tmp_path)
+    x = np.random.default_rng(0).standard_normal((50, 3, 17, 17), np.float32)
+    plan = tmp_path / "plan.json"
+    one = Engine(path, batch=50, plan=plan)(x)
+    np.testing.assert_array_equal(Engine(path, threads=2, batch=50, plan=plan)(x), one)
+    single = Engine(path, batch=1, plan=plan)(x[:1])
+    np.testing.assert_array_equal(Engine(path, threads=3, batch=1, plan=plan)(x[:1]), single)
+
+
+def test_large_layers_are_shared_out_among_threads():
+    rng = np.random.default_rng(1)
+    weight = (rng.standard_normal((3000, 2000)) * (rng.random((3000, 2000)) < 0.3)).astype(np.float32)
+    net = Net((2000,), (Node("linear", "fc", (0,), (3000,), weight),), 1)
+    x = rng.standard_normal((1, 2000)).astype(np.float32)
+    engine = Engine(net, threads=2)
+    assert any(engine.plans[1].shared)
+    close(engine(x), x @ weight.T)
+
+
+def test_a_plan_that_was_kept_is_taken_again(tmp_path, monkeypatch):
+    path = filed(sparse(zoo.build("lenet_300_100"), 0.1), (1, 28, 28), tmp_path)
+    plan = tmp_path / "plans" / "net.json"
+    first = Engine(path, plan=plan)
+    monkeypatch.setattr(module, "_PLANS", {})
+    kept = json.loads(plan.read_text())
+    assert list(kept.values()) == [["1", *first.plans[1].kernels]]
+    assert Engine(path, plan=plan).plans[1].kernels == first.plans[1].kernels
+    plan.write_text("{not json")
+    monkeypatch.setattr(module, "_PLANS", {})
+    assert Engine(path, plan=plan).plans[1].kernels  # a damaged plan is made anew
+    assert json.loads(plan.read_text())
+
+
+def test_an_engine_used_from_many_threads_is_never_wrong(tmp_path):
+    model = sparse(zoo.build("lenet_300_100"), 0.1)
+    engine = Engine(filed(model, (1, 28, 28), tmp_path), batch=8)
+    xs = [np.random.default_rng(seed).standard_normal((8, 1, 28, 28), np.float32) for seed in range(4)]
+    wanted = [engine(x) for x in xs]
+    wrong = []
+
+    def work(x, y):
+        for _ in range(200):
+            if not np.array_equal(engine(x), y):
+                wrong.append(x)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(xs, wanted, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_an_engine_that_nobody_holds_is_gone(tmp_path):
+    engine = Engine(filed(nn.Sequential(nn.Linear(3, 2)), (3,), tmp_path))
+    gone = weakref.ref(engine)
+    del engine
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (np.zeros((1, 4), np.float32), r"x: wanted a float32 array of shape \(samples, 3\), got float32 of shape \(1, 4\)"),
+        (np.zeros((1, 3)), "got float64"),
+        (np.zeros(3, np.float32), r"got float32 of shape \(3,\)"),
+        (np.zeros((3, 2), np.float32).T, "ascontiguousarray"),
+        ([[1.0, 2.0, 3.0]], "got list"),
+    ],
+)
+def test_wrong_inputs_are_named(x, said, tmp_path):
+    engine = Engine(filed(nn.Sequential(nn.Linear(3, 2)), (3,), tmp_path))
+    with pytest.raises(ValueError, match=said):
+        engine(x)
+    with pytest.raises(ValueError, match=said):
+        engine.run(x, np.zeros((1, 2), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        (np.zeros((2, 2), np.float32), "out: wanted 1 samples"),
+        (np.zeros((1, 2)), "out: wanted a float32"),
+        (np.frombuffer(bytes(8), np.float32).reshape(1, 2), "can be written to"),
+    ],
+)
+def test_wrong_outputs_are_named(out, said, tmp_path):
+    engine = Engine(filed(nn.Sequential(nn.Linear(3, 2)), (3,), tmp_path))
+    with pytest.raises(ValueError, match=said):
+        engine.run(np.zeros((1, 3), np.float32), out)
+
+
+def test_input_and_output_may_not_share_memory(tmp_path):
+    engine = Engine(filed(nn.Sequential(nn.Linear(2, 2)), (2,), tmp_path))
+    x = np.zeros((1, 2), np.float32)
+    with pytest.raises(ValueError, match="shares memory"):
+        engine.run(x, x)
+
+
+@pytest.mark.parametrize("options", [{"threads": 0}, {"batch": 0}])
+def test_fewer_than_one_of_anything_is_refused(options, tmp_path):
+    with pytest.raises(EngineError, match="at least 1"):
+        Engine(filed(nn.Sequential(nn.Linear(2, 2)), (2,), tmp_path), **options)
+
+
+def test_an_instruction_set_this_machine_has_not_got_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("SYNAPTREE_ISA", "abacus")
+    with pytest.raises(EngineError, match="this machine has generic"):
+        Engine(filed(nn.Sequential(nn.Linear(2, 2)), (2,), tmp_path))
+
+
+def test_without_the_extension_the_reference_computes_and_says_so(tmp_path, monkeypatch):
+    model = sparse(Small(), 0.5)
+    path = filed(model, (3, 17, 17), tmp_path)
+    x = torch.randn(2, 3, 17, 17)
+    monkeypatch.setattr(module, "_native", None)
+    with pytest.warns(RuntimeWarning, match="without its compiled kernels"):
+        engine = Engine(path)
+    close(engine(x.numpy()), model(x).detach().numpy())
+    out = np.empty((2, 5), np.float32)
+    assert engine.run(x.numpy(), out) is out
+    with pytest.raises(ValueError, match="wanted a float32"):
+        engine(x.numpy()[0])
+    assert "reference" in str(engine.explain())
+
+
+def test_an_engine_explains_what_it_does(tmp_path):
+    model = sparse(zoo.build("lenet_300_100"), 0.05)
+    model.fc3.weight.data.fill_(0.1)
+    found = Engine(filed(model, (1, 28, 28), tmp_path), batch=32).explain()
+    rows = {row.name: row for row in found.rows}
+    assert rows["fc1"].density == pytest.approx(0.05, abs=0.01)
+    assert rows["fc3"].density == 1.0
+    assert rows["fc1"].microseconds > 0 and rows["fc1"].dense_microseconds > 0
+    text = str(found)
+    assert "fc1" in text and "batch 32" in text and "kernel" in text
+    assert json.dumps(found.as_dict())
+
+
+def test_an_engine_needs_no_torch(tmp_path):
+    path = filed(nn.Sequential(nn.Linear(3, 2)), (3,), tmp_path)
+    code = (
+        f"import sys, numpy as np; from synaptree import Engine; y = Engine({str(path)!r})(np.ones((1, 3), np.float32)); "
+        "print(y.shape, 'torch' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "(1, 2) False"
+
+
+def test_what_is_not_a_number_stays_so(tmp_path):
+    engine = Engine(filed(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), (3,), tmp_path))
+    assert np.isnan(engine(np.full((1, 3), np.nan, np.float32))).all()
+
+
+def test_the_reference_agrees_with_itself_over_batches(tmp_path):
+    net = lower(read_file(filed(sparse(Small(), 0.5), (3, 17, 17), tmp_path)))
+    x = np.random.default_rng(0).standard_normal((3, 3, 17, 17), np.float32)
+    np.testing.assert_allclose(reference.run(net, x)[1:2], reference.run(net, x[1:2]), rtol=1e-6)
