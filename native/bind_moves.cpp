@@ -120,9 +120,10 @@ static Place unrolled(Place place) {
     return place;
 }
 
+static int64_t features_of(const Place& place) { return int64_t(place.channels) * place.height * place.width; }
+
 static int32_t chunks_of(const Place& place) {
-    const int64_t features = int64_t(place.channels) * place.height * place.width;
-    return int32_t((features + 15 + FEATURES - 1) / FEATURES);  // the first may begin up to 15 features early
+    return int32_t((features_of(place) + 15 + FEATURES - 1) / FEATURES);  // the first may begin up to 15 features early
 }
 
 static Step enter_step(const std::string& isa, const Place& place) {
@@ -159,8 +160,12 @@ static void bind(nb::module_& m) {
             },
             nb::kw_only(), "at"_a, "channels"_a, "height"_a = 1, "width"_a = 1, "lanes"_a = 1, "plane"_a,
             "pitch"_a = 0);
-    m.def("enter", enter_step, "isa"_a, "place"_a);
-    m.def("leave", leave_step, "isa"_a, "place"_a);
+    m.def("enter", [](const std::string& isa, const Place& place) {
+        return outward(enter_step(isa, place), features_of(place), 0, place.lanes);
+    }, "isa"_a, "place"_a);
+    m.def("leave", [](const std::string& isa, const Place& place) {
+        return outward(leave_step(isa, place), 0, features_of(place), place.lanes);
+    }, "isa"_a, "place"_a);
     m.def("copy", copy_step, "isa"_a, "x"_a, "y"_a, "channel"_a = 0);
     m.def("split", split_step, "isa"_a, "x"_a, "y"_a, "stride"_a, "padding"_a);
 }

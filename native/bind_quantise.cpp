@@ -27,13 +27,15 @@ static Step quantise(const std::string& isa, int64_t from, int64_t from_pitch, i
     if (scale_at >= 0 ? scale_at % 4 != 0 : !(scale > 0))
         throw std::invalid_argument("a scale is positive, its place a whole float");
     bytes = std::max(bytes, scale_at + 4);
-    return step(SYNAPTREE_PICK(isa_named(isa), quantise_kernel()), task, scale_at >= 0 ? 1 : samples, bytes, {});
+    const int32_t chunks = scale_at >= 0 ? 1 : samples;
+    const int64_t reads = from < 0 ? features : 0;
+    return outward(step(SYNAPTREE_PICK(isa_named(isa), quantise_kernel()), task, chunks, bytes, {}), reads, 0, samples);
 }
 
 static Step leave_rows(const std::string& isa, int64_t from, int64_t from_pitch, int32_t features, int32_t samples) {
     const LeaveRows task{{from, from_pitch}, features, samples};
     const int64_t bytes = end_of(task.from, features, samples, 4, FLOATS);
-    return step(SYNAPTREE_PICK(isa_named(isa), leave_rows_kernel()), task, samples, bytes, {});
+    return outward(step(SYNAPTREE_PICK(isa_named(isa), leave_rows_kernel()), task, samples, bytes, {}), 0, features, samples);
 }
 
 static void bind(nb::module_& m) {

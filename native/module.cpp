@@ -35,20 +35,25 @@ Isa isa_named(const std::string& name) {
     return name == "avx512" ? Isa::avx512 : name == "avx2" ? Isa::avx2 : Isa::generic;
 }
 
-static Frame frame_of(Arena& arena, const Step& step, nb::object x, nb::object y) {
+// The data of a caller's samples, (samples, features); null if none are given.
+template <class T> static T* samples_of(const nb::object& given, const char* name, int64_t features, Frame& frame) {
+    if (given.is_none() && !features) return nullptr;
+    nb::ndarray<T, nb::c_contig, nb::device::cpu> array;
+    const std::string wanted = std::string(name) + ": wanted a float32 array of shape (samples, " + std::to_string(features) + ")";
+    if (given.is_none() || !nb::try_cast(given, array, false) || array.ndim() < 1) throw std::invalid_argument(wanted);
+    frame.samples = int64_t(array.shape(0));
+    if (features && int64_t(array.size()) != features * frame.samples) throw std::invalid_argument(wanted);
+    return array.data();
+}
+
+static Frame frame_of(Arena& arena, const Step& step, const nb::object& x, const nb::object& y) {
     if (step.bytes > arena.bytes)
         throw std::invalid_argument("the step touches " + std::to_string(step.bytes) + " bytes, the arena has " + std::to_string(arena.bytes));
     Frame frame{arena.start, nullptr, nullptr, 1};
-    if (!x.is_none()) {
-        auto array = nb::cast<nb::ndarray<const float, nb::c_contig, nb::device::cpu>>(x);
-        frame.x = array.data();
-        frame.samples = int64_t(array.shape(0));
-    }
-    if (!y.is_none()) {
-        auto array = nb::cast<nb::ndarray<float, nb::c_contig, nb::device::cpu>>(y);
-        frame.y = array.data();
-        frame.samples = int64_t(array.shape(0));
-    }
+    frame.x = samples_of<const float>(x, "x", step.reads, frame);
+    frame.y = samples_of<float>(y, "y", step.writes, frame);
+    if (step.most && frame.samples > step.most)
+        throw std::invalid_argument(std::to_string(frame.samples) + " samples, the step takes at most " + std::to_string(step.most));
     return frame;
 }
 

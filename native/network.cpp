@@ -60,8 +60,11 @@ Network::Network(std::vector<Step> steps, std::vector<bool> shared, int64_t aren
     : steps_(std::move(steps)), shared_(std::move(shared)), lanes_(lanes), x_features_(x_features), y_features_(y_features) {
     if (threads < 1 || lanes < 1) throw std::invalid_argument("wanted at least one thread and one lane");
     if (shared_.size() != steps_.size()) throw std::invalid_argument("wanted as many marks as steps");
-    for (const auto& step : steps_)
+    for (const auto& step : steps_) {
         if (step.bytes > arena_bytes) throw std::invalid_argument("a step touches more bytes than the arena has");
+        if ((step.reads && step.reads != x_features) || (step.writes && step.writes != y_features) || (step.most && step.most < lanes))
+            throw std::invalid_argument("a step takes other samples than the network");
+    }
     for (int thread = 0; thread < threads; thread++) arenas_.push_back(std::make_unique<Arena>(arena_bytes));
     if (threads > 1) crew_ = std::make_unique<Crew>(threads);
 }

@@ -22,6 +22,8 @@ struct Step {
     std::shared_ptr<const void> task;
     int32_t chunks = 1;
     int64_t bytes = 0;              // of the arena that it may touch
+    int64_t reads = 0, writes = 0;  // features of a caller's sample, if it reads or writes those
+    int64_t most = 0;               // samples it can take, if it looks at their number
     std::vector<nb::object> keep;  // arrays of weights, which the task points into
 
     void run(const Frame& frame) const { kernel(task.get(), frame, 0, chunks); }
@@ -29,7 +31,15 @@ struct Step {
 
 template <class Task> Step step(Kernel kernel, Task task, int32_t chunks, int64_t bytes, std::vector<nb::object> keep) {
     if (!kernel) throw std::invalid_argument("no such kernel for this instruction set");
-    return Step{kernel, std::make_shared<const Task>(std::move(task)), chunks, bytes, std::move(keep)};
+    Step made{.kernel = kernel, .task = std::make_shared<const Task>(std::move(task)), .chunks = chunks, .bytes = bytes};
+    made.keep = std::move(keep);
+    return made;
+}
+
+// The same step, which takes up to `most` samples of the caller: `reads` of their features, `writes` of their outputs.
+inline Step outward(Step step, int64_t reads, int64_t writes, int64_t most) {
+    step.reads = reads, step.writes = writes, step.most = most;
+    return step;
 }
 
 // The instruction set of this name; one that this machine has not got is refused.

@@ -142,7 +142,7 @@ def test_a_plan_that_was_kept_is_taken_again(tmp_path, monkeypatch):
     first = Engine(path, plan=plan)
     monkeypatch.setattr(module, "_PLANS", {})
     kept = json.loads(plan.read_text())
-    assert list(kept.values()) == [["1", *first.plans[1].kernels]]
+    assert list(kept.values()) == [["fp32 1", *first.plans[1].kernels]]
     assert Engine(path, plan=plan).plans[1].kernels == first.plans[1].kernels
     plan.write_text("{not json")
     monkeypatch.setattr(module, "_PLANS", {})

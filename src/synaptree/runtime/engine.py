@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
@@ -23,7 +24,9 @@ from synaptree.runtime.lower import lower
 
 try:
     from synaptree.runtime import _native
-    from synaptree.runtime.plan import Plan, plan
+    from synaptree.runtime.fastest import Plan
+    from synaptree.runtime.integers import MOST, computable, plan_integers
+    from synaptree.runtime.plan import plan
 except ImportError:  # installed without a compiler
     _native = None
 
@@ -31,6 +34,7 @@ __all__ = ["Engine", "instruction_set"]
 
 Floats = npt.NDArray[np.float32]
 ISA = "SYNAPTREE_ISA"
+_WAY = re.compile("(fp32|int8) [1-9][0-9]?")
 QUICK = 20e-6  # seconds below which it does not pay to let other Python threads in
 _PLANS: dict[str, list[str]] = {}  # kernels chosen before in this process
 
@@ -135,15 +139,18 @@ class Engine:
         """Return the fastest plan among those of the numbers of lanes that suit a batch."""
         key = f"{self._digest} {self.isa} {batch}"
         known = _PLANS.get(key) or _read_plan(self._kept, key)
-        tried = {
-            lanes: plan(self.net, lanes, self.isa, budget=self.budget, kernels=known[1:] if known else None)
-            for lanes in ([int(known[0])] if known else _lanes(batch, self.net))
-        }
-        best = min(tried.values(), key=lambda found: found.seconds * ceil(batch / found.lanes))
-        _PLANS[key] = [str(best.lanes), *best.kernels]
+        ways = [known[0]] if known else _ways(batch, self.net)
+        tried = {way: self._planned(way, known[1:] if known else None) for way in ways}
+        way = min(tried, key=lambda way: tried[way].seconds * ceil(batch / tried[way].lanes))
+        _PLANS[key] = [way, *tried[way].kernels]
         if self._kept and not known:
             _write_plan(self._kept, key, _PLANS[key])
-        return best
+        return tried[way]
+
+    def _planned(self, way: str, kernels: Sequence[str] | None) -> "Plan":
+        numbers, _, lanes = way.partition(" ")
+        make = plan_integers if numbers == "int8" else plan
+        return make(self.net, int(lanes), self.isa, budget=self.budget, kernels=kernels)
 
 
 class _Plain:
@@ -205,13 +212,15 @@ def _weakly(engine: Engine) -> Callable[[Floats, Floats], Floats]:
     return other
 
 
-def _lanes(batch: int, net: Net) -> list[int]:
-    """Return the numbers of samples side by side that are worth trying for a batch."""
+def _ways(batch: int, net: Net) -> list[str]:
+    """Return the kinds of numbers and the samples side by side that are worth trying for a batch."""
+    whole = [f"int8 {min(batch, MOST)}"] if computable(net) else []
     if batch == 1:
-        return [1]
+        return [*whole, "fp32 1"]
     flat = all(node.op not in ("conv", "max_pool", "avg_pool") for node in net.nodes)
     wide = [lanes for lanes in (16, 32, 64) if lanes < 2 * batch] if flat else [16]
-    return wide[-2:] if batch > 8 else [1, *(wide or [16])]
+    lanes = wide[-2:] if batch > 8 else [1, *(wide or [16])]
+    return [*whole, *(f"fp32 {number}" for number in lanes)]
 
 
 def _digest(net: Net) -> str:
@@ -231,7 +240,7 @@ def _read_plan(path: Path | None, key: str) -> list[str] | None:
     with suppress(ValueError):
         found = json.loads(path.read_text(encoding="utf-8"))
         plan = found.get(key) if isinstance(found, dict) else None
-        if isinstance(plan, list) and plan and all(isinstance(name, str) for name in plan) and plan[0].isdigit():
+        if isinstance(plan, list) and all(isinstance(name, str) for name in plan) and _WAY.fullmatch(plan[0] if plan else ""):
             return plan
     return None
 

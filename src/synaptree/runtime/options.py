@@ -9,31 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from synaptree.runtime import lookup, moves, outputs, planes, rows, simple
+from synaptree.runtime.fastest import Option
 from synaptree.runtime.ir import Net, Node
 from synaptree.runtime.layout import UNROLLED, Layout, flat, is_flat
 from synaptree.runtime.place import LANES, Place, place
 
-__all__ = ["DENSE", "Option", "options"]
+__all__ = ["DENSE", "options"]
 
 Floats = npt.NDArray[np.float32]
 Steps = list[Any]  # of the extension
 DENSE = 0.3  # density from which kernels that ignore zeros are worth a try
 UNROLLED_SIZE = 1 << 24  # weights of a convolution written out as a linear layer, at most
-
-
-@dataclass(frozen=True)
-class Option:
-    """One way to compute a node.
-
-    Attributes:
-        kernel: its name, for people, and to find it again.
-        make: from bytes in the arena that are its own, to its steps.
-        scratch: how many bytes that is.
-    """
-
-    kernel: str
-    make: Callable[[int], Steps]
-    scratch: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,17 +120,15 @@ def _outputs_linear(site: _Site, variant: outputs.Variant, _: int) -> Steps:
 
 
 def _conv(site: _Site) -> Iterator[Option]:
-    if site.x.lanes == 1 and site.x.height * site.x.width <= UNROLLED:
-        yield from _unrolled(site)
-        return
     own, single = site.node.options, site.x.lanes == 1
     tiny = single and site.y.height * site.y.width <= UNROLLED  # its place has no room for whole registers
-    whole = {name: own[name] for name in ("stride", "padding", "dilation")}
-    plain = site.weight.shape[2:] == (3, 3) and own["groups"] == 1
-    plain = plain and whole == {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
-    if plain and not site.dense and not tiny and _kernel_sparse(site.weight):
+    if _plain(site) and not site.dense and _kernel_sparse(site.weight):
         for form in planes.variants(site.weight, site.x, site.y):
-            yield Option(_planes_name(form), _bound(_planes_conv, site, form))
+            if not (tiny and form.way == "runs"):
+                yield Option(_planes_name(form), _bound(_planes_conv, site, form))
+    if single and site.x.height * site.x.width <= UNROLLED:
+        yield from _unrolled(site)
+        return
     if not tiny and (not single or own["stride"] == (1, 1)):
         yield from _rows_options(site)
     elif not tiny and not site.dense:
@@ -154,6 +138,13 @@ def _conv(site: _Site) -> Iterator[Option]:
             yield Option(_outputs_name(kind), _bound(_outputs_conv, site, kind))
     if tiny and own["groups"] > 1:
         yield from _unrolled(site)
+
+
+def _plain(site: _Site) -> bool:
+    """Return whether it is a convolution of 3 x 3 that keeps the size of the image."""
+    own = site.node.options
+    usual = own["stride"] == own["padding"] == own["dilation"] == (1, 1) and own["groups"] == 1
+    return usual and site.weight.shape[2:] == (3, 3)
 
 
 def _kernel_sparse(weight: Floats) -> bool:
