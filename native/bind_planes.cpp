@@ -39,7 +39,8 @@ static Way tiles_way(Isa isa, const Planes& task, int32_t rows, int32_t columns)
     const bool apart = y.height % rows == 0 && y.width % columns == 0;
     want(apart || task.parts == 1, "tiles that overlap want 1 part");  // another's sums so far would be overwritten
     const int64_t chunks = y.lanes / tile.lanes * tiles(y.height, rows) * tiles(y.width, columns) * task.ranges;
-    return {tile.kernel, chunks, task.parts, y.channels, 9, {}};
+    const bool whole = rows == y.height && columns == y.width;
+    return {tile.kernel, chunks, task.parts, y.channels, 9, whole ? Margin{} : Margin{1, 1, 1, 1}};
 }
 
 static Way runs_way(Isa isa, const Planes& task, int32_t rows) {
@@ -108,7 +109,7 @@ static Step planes(const std::string& isa, const std::string& name, const Place&
     const Way way = way_named(name, isa_named(isa), task, rows, columns);
     want(way.chunks <= MANY, "too many chunks");
     Margin whole_registers;
-    whole_registers.right = way.read.right;
+    whole_registers.right = name == "tiles" ? 0 : way.read.right;
     bytes = std::max({bytes, reach(x, "x", way.read), reach(y, "y", whole_registers)});
     if (residual) {
         same_shape(*residual, y, "residual");

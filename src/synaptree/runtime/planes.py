@@ -83,7 +83,8 @@ def conv(
         isa: one of `_native.isas()`.
         weight: (O, C, 3, 3).
         bias: (O,), or None for zeros.
-        x: input of C channels; "runs" read its border, which is then at least 1 wide.
+        x: input of C channels; "runs", and "tiles" smaller than the image, read its border, which is then at least 1
+            wide.
         y: output of O channels, with the height, width and lanes of x.
         low: the least that is written.
         high: the most that is written.
@@ -94,8 +95,9 @@ def conv(
         ValueError: shapes that do not fit together, or a variant that does not fit them.
     """
     _check(weight, x, y)
-    if variant.way == "runs" and (x.top < 1 or x.left < 1):
-        raise ValueError(f"runs want a border of at least 1 around x, got {x.top} above and {x.left} beside")
+    whole = variant.way == "tiles" and (variant.rows, variant.columns) == (y.height, y.width)
+    if variant.way in ("runs", "tiles") and not whole and (x.top < 1 or x.left < 1):
+        raise ValueError(f"{variant.way} want a border of at least 1 around x, got {x.top} above and {x.left} beside")
     if min(variant.rows, variant.columns) < 1:
         raise ValueError(f"a tile has rows and columns, got {variant.rows} x {variant.columns}")
     if not 1 <= variant.part <= x.channels:
