@@ -7,7 +7,8 @@ import sys
 PATH = os.environ.get("SYNAPTREE_NATIVE")
 if PATH:
     spec = importlib.util.spec_from_file_location("synaptree.runtime._native", PATH)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

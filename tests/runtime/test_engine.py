@@ -181,7 +181,7 @@ def test_an_engine_that_nobody_holds_is_gone(tmp_path):
 @pytest.mark.parametrize(
     ("x", "said"),
     [
-        (np.zeros((1, 4), np.float32), r"x: wanted a float32 array of shape \(samples, 3\), got float32 of shape \(1, 4\)"),
+        (np.zeros((1, 4), np.float32), r"x: wanted a float32 array of shape \(samples, 3\), got float32 .* \(1, 4\)"),
         (np.zeros((1, 3)), "got float64"),
         (np.zeros(3, np.float32), r"got float32 of shape \(3,\)"),
         (np.zeros((3, 2), np.float32).T, "ascontiguousarray"),
@@ -233,7 +233,7 @@ def test_without_the_extension_the_reference_computes_and_says_so(tmp_path, monk
     model = sparse(Small(), 0.5)
     path = filed(model, (3, 17, 17), tmp_path)
     x = torch.randn(2, 3, 17, 17)
-    monkeypatch.setattr(module, "_native", None)
+    monkeypatch.setattr(module, "BUILT", False)
     with pytest.warns(RuntimeWarning, match="without its compiled kernels"):
         engine = Engine(path)
     close(engine(x.numpy()), model(x).detach().numpy())
@@ -251,16 +251,18 @@ def test_an_engine_explains_what_it_does(tmp_path):
     rows = {row.name: row for row in found.rows}
     assert rows["fc1"].density == pytest.approx(0.05, abs=0.01)
     assert rows["fc3"].density == 1.0
-    assert rows["fc1"].microseconds > 0 and rows["fc1"].dense_microseconds > 0
+    assert rows["fc1"].microseconds > 0
+    assert rows["fc1"].dense_microseconds > 0
     text = str(found)
-    assert "fc1" in text and "batch 32" in text and "kernel" in text
+    assert all(part in text for part in ("fc1", "batch 32", "kernel"))
     assert json.dumps(found.as_dict())
 
 
 def test_an_engine_needs_no_torch(tmp_path):
     path = filed(nn.Sequential(nn.Linear(3, 2)), (3,), tmp_path)
     code = (
-        f"import sys, numpy as np; from synaptree import Engine; y = Engine({str(path)!r})(np.ones((1, 3), np.float32)); "
+        "import sys, numpy as np; from synaptree import Engine; "
+        f"y = Engine({str(path)!r})(np.ones((1, 3), np.float32)); "
         "print(y.shape, 'torch' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

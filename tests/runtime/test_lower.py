@@ -45,7 +45,7 @@ class Dense(nn.Module):
 CASES = [
     (nn.Sequential(nn.Flatten(), nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 3), nn.LogSoftmax(1)), (3, 2, 2)),
     (nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9), nn.ReLU6(), nn.Linear(9, 4, bias=False)), (6,)),
-    (nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1, dilation=2, groups=3), nn.BatchNorm2d(6), nn.PReLU(6)), (3, 9, 8)),
+    (nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1, dilation=2, groups=3), nn.BatchNorm2d(6), nn.PReLU(6)), (3, 9, 8)),
     (nn.Sequential(nn.Conv2d(2, 3, 2, padding="same"), nn.Hardtanh(-0.3, 0.4)), (2, 5, 6)),
     (nn.Sequential(nn.Conv1d(2, 3, 3, padding=1), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(15, 2)), (2, 10)),
     (nn.Sequential(nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.AvgPool2d(2, 1, 1, count_include_pad=False)), (2, 7, 6)),
@@ -126,7 +126,7 @@ def test_integers_of_an_int8_layer_are_those_of_the_file(tmp_path):
 )
 def test_what_the_engine_cannot_is_refused_by_name(model, shape, said, tmp_path):
     with pytest.raises(EngineError, match=said):
-        net_of(nn.Sequential(model) if not isinstance(model, nn.Sequential) else model, torch.randn(2, *shape), tmp_path)
+        net_of(nn.Sequential(model), torch.randn(2, *shape), tmp_path)
 
 
 def test_a_file_that_does_not_say_what_it_computes_is_refused(tmp_path):

@@ -27,8 +27,9 @@ try:
     from synaptree.runtime.fastest import Plan
     from synaptree.runtime.integers import MOST, computable, plan_integers
     from synaptree.runtime.plan import plan
+    BUILT = True
 except ImportError:  # installed without a compiler
-    _native = None
+    BUILT = False
 
 __all__ = ["Engine", "instruction_set"]
 
@@ -117,7 +118,7 @@ class Engine:
         return explained(self.net, self.plans.get(self.batch), self.isa, self.batch, dense)
 
     def _network(self, batch: int) -> Any:
-        if _native is None:
+        if not BUILT:
             return _Plain(self.net)
         if batch not in self._networks:
             found = self._plan(batch)
@@ -158,8 +159,8 @@ class _Plain:
 
     def __init__(self, net: Net) -> None:
         warnings.warn(
-            "synaptree was installed without its compiled kernels: the engine computes right, but slowly. Install a C++ "
-            "compiler and synaptree anew",
+            "synaptree was installed without its compiled kernels: the engine computes right, but slowly. Install a "
+            "C++ compiler and synaptree anew",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -191,7 +192,7 @@ def instruction_set() -> str:
     Raises:
         EngineError: this machine has no such.
     """
-    if _native is None:
+    if not BUILT:
         return "none"
     known: Sequence[str] = _native.isas()
     wanted = os.environ.get(ISA) or known[-1]
@@ -240,7 +241,7 @@ def _read_plan(path: Path | None, key: str) -> list[str] | None:
     with suppress(ValueError):
         found = json.loads(path.read_text(encoding="utf-8"))
         plan = found.get(key) if isinstance(found, dict) else None
-        if isinstance(plan, list) and all(isinstance(name, str) for name in plan) and _WAY.fullmatch(plan[0] if plan else ""):
+        if isinstance(plan, list) and plan and all(isinstance(name, str) for name in plan) and _WAY.fullmatch(plan[0]):
             return plan
     return None
 

@@ -9,7 +9,7 @@ import numpy as np
 from synaptree.runtime.ir import Net, Node
 
 if TYPE_CHECKING:
-    from synaptree.runtime.plan import Choice, Plan
+    from synaptree.runtime.fastest import Choice, Plan
 
 __all__ = ["Explanation", "Row", "explained"]
 
@@ -69,12 +69,13 @@ class Explanation:
     def __str__(self) -> str:
         """Return it as a table."""
         blocks = -(-self.batch // self.lanes)
-        head = f"batch {self.batch} in {blocks} block{'s' * (blocks > 1)} of {self.lanes}, {self.isa}; microseconds a block"
-        lines = [("layer", "op", "density", "kernel", "us", "dense us", "gain", "")]
-        lines += [tuple(_cells(row)) for row in self.rows]
+        plural = "s" if blocks > 1 else ""
+        head = f"batch {self.batch} in {blocks} block{plural} of {self.lanes}, {self.isa}; microseconds a block"
+        lines = [["layer", "op", "density", "kernel", "us", "dense us", "gain", ""]]
+        lines += [list(_cells(row)) for row in self.rows]
         wide = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        texts = ("  ".join(cell.ljust(width) for cell, width in zip(line, wide, strict=True)).rstrip() for line in lines)
-        return "\n".join([head, *texts])
+        padded = ([cell.ljust(width) for cell, width in zip(line, wide, strict=True)] for line in lines)
+        return "\n".join([head, *("  ".join(cells).rstrip() for cells in padded)])
 
 
 def _cells(row: Row) -> Iterator[str]:

@@ -141,4 +141,4 @@ class Timing:
         return option, steps, tried[winner], tried
 
     def _time(self, steps: Sequence[Any], repetitions: int) -> float:
-        return sum(step.time(self.arena, repetitions, self.samples) for step in steps)
+        return float(sum(step.time(self.arena, repetitions, self.samples) for step in steps))

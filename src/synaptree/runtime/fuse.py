@@ -51,7 +51,9 @@ def _fold_norm(graph: Graph, value: int, output: int) -> int:
         return output
     if not _open(layer) or not _sole_reader(graph, norm.inputs[0], output):
         return output
-    assert norm.weight is not None and norm.bias is not None and layer.weight is not None
+    assert norm.weight is not None
+    assert norm.bias is not None
+    assert layer.weight is not None
     scale = norm.weight.astype(np.float64)
     weight = (layer.weight * scale.reshape(-1, *(1,) * (layer.weight.ndim - 1))).astype(np.float32)
     bias = norm.bias if layer.bias is None else (layer.bias * scale + norm.bias).astype(np.float32)

@@ -21,7 +21,8 @@ def computable(net: Net) -> bool:
     """Return whether a network is a chain of int8 linear layers, flattening its input at most."""
     layers = _layers(net)
     follows = all(node.inputs == (number,) for number, node in enumerate(net.nodes))
-    return follows and bool(layers) and net.output == len(net.nodes) and all(node.integers is not None for node in layers)
+    whole = bool(layers) and all(node.integers is not None for node in layers)
+    return follows and whole and net.output == len(net.nodes)
 
 
 def _layers(net: Net) -> list[Node]:
@@ -33,8 +34,8 @@ def _layers(net: Net) -> list[Node]:
 def plan_integers(net: Net, samples: int, isa: str, *, budget: float, kernels: Sequence[str] | None = None) -> Plan:
     """Return how to compute a network in whole numbers, up to `samples` samples at a time.
 
-    A value is bytes, `x ~ scale (u - 128)`. Its scale is its range from the file over 127; where the file tells none, it is
-    taken from each block's own values. The sums of a layer are exact.
+    A value is bytes, `x ~ scale (u - 128)`. Its scale is its range from the file over 127; where the file tells none,
+    it is taken from each block's own values. The sums of a layer are exact.
 
     Args:
         net: of which `computable` holds.
@@ -67,10 +68,12 @@ class _Sketch:
         self.outputs: list[Floats] = []
         for node in self.layers:
             features = node.integers.shape[1] if node.integers is not None else 0
-            self.inputs.append(bytes_place(features, samples, self._take(bytes_place(features, samples).bytes)))
+            given = bytes_place(features, samples)
+            self.inputs.append(given.moved(self._take(given.bytes)))
             limit = node.ranges[0]
             self.given.append({"scale": limit / LEVELS} if limit > 0 else {"scale_at": self._take(SCALE_BYTES)})
-            self.outputs.append(floats_place(node.shape[0], samples, self._take(floats_place(node.shape[0], samples).bytes)))
+            out = floats_place(node.shape[0], samples)
+            self.outputs.append(out.moved(self._take(out.bytes)))
 
     def _take(self, size: int) -> int:
         at, self.bytes = self.bytes, self.bytes + -(-size // 64) * 64
@@ -85,14 +88,14 @@ class _Sketch:
 
     def _made(self, number: int, variant: lookup.Variant) -> Callable[[int], list[Any]]:
         node, last = self.layers[number], number + 1 == len(self.layers)
-        assert node.integers is not None and node.scales is not None
         following = None if last else self.given[number + 1].get("scale")
         straight = following is not None  # to the next layer's bytes
         y: Bytes | Floats = self.inputs[number + 1] if straight else self.outputs[number]
         scales = {**self.given[number], "output_scale": following}
 
         def make(_: int) -> list[Any]:
-            assert node.integers is not None and node.scales is not None
+            assert node.integers is not None
+            assert node.scales is not None
             step = lookup.linear_int8(
                 self.isa, node.integers, node.scales, node.bias, self.inputs[number], y, low=node.low, high=node.high,
                 variant=variant, **scales,

@@ -1,7 +1,7 @@
 """From a file's program to what an engine computes."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf, prod
 from typing import Any
 
@@ -33,7 +33,8 @@ def lower(file: File) -> Net:
         raise EngineError("the file does not say what its network computes; save it with example_input=...")
     if len(program.inputs) != 1 or len(program.outputs) != 1 or program.returns != "value":
         raise EngineError(
-            f"{len(program.inputs)} inputs and {len(program.outputs)} outputs as {program.returns}: wanted one of each; {ADVICE}"
+            f"{len(program.inputs)} inputs and {len(program.outputs)} outputs as {program.returns}: wanted one of "
+            f"each; {ADVICE}"
         )
     if program.inputs[0].dtype != "float32":
         raise EngineError(f"input of {program.inputs[0].dtype}: wanted float32; {ADVICE}")
@@ -46,7 +47,7 @@ def lower(file: File) -> Net:
     for number, step in enumerate(program.steps):
         read = [value_of[value] for value in step.inputs]
         try:
-            found = _node(step, read, [shapes[value] for value in read], file)
+            found = _nodes(_Call(step, tuple(read), [shapes[value] for value in read], file))
         except EngineError as error:
             raise EngineError(f"step {number}, {step.op} {step.name!r}: {error}; {ADVICE}") from error
         for node in found:
@@ -59,57 +60,77 @@ def lower(file: File) -> Net:
     return fused(Net(shape, tuple(nodes), value_of[program.outputs[0]]))
 
 
-def _node(step: Step, inputs: list[int], shapes: list[Shape], file: File) -> list[Node]:
+@dataclass(frozen=True)
+class _Call:
+    """A step of a file's program: what it reads, and the call.shapes of that."""
+
+    step: Step
+    inputs: tuple[int, ...]
+    shapes: list[Shape]
+    file: File
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return filled(self.step)
+
+    @property
+    def shape(self) -> Shape:
+        return self.shapes[0]
+
+    def part(self, name: str) -> Array | None:
+        """Return one of its tensors in float32, None if it has none of that name."""
+        tensor = f"{self.step.name}.{name}"
+        if tensor not in self.file.entries and tensor not in self.file.aliases:
+            return None
+        return self.file.tensor(tensor).astype(np.float32)
+
+    def needed(self, name: str) -> Array:
+        """Return one of its tensors, which must be there."""
+        found = self.part(name)
+        if found is None:
+            raise EngineError(f"no tensor {self.step.name}.{name}")
+        return found
+
+    def node(
+        self, op: str, shape: Shape, weight: Array | None = None, bias: Array | None = None, **more: Any
+    ) -> Node:
+        """Return a node that reads what the step reads."""
+        return Node(op, self.step.name, self.inputs, shape, weight, bias, **more)
+
+
+Made = Callable[[_Call], list[Node]]
+
+
+def _nodes(call: _Call) -> list[Node]:
     """Return the nodes of a step, each after the first reading the one before; none if it changes nothing."""
-    if step.op not in _MADE:
+    if call.step.op not in _MADE:
         raise EngineError("the engine has no such operator")
-    return _MADE[step.op](step, tuple(inputs), shapes, file)
+    return _MADE[call.step.op](call)
 
 
-Made = Callable[[Step, tuple[int, ...], list[Shape], File], list[Node]]
-
-
-def _part(file: File, step: Step, part: str) -> Array | None:
-    name = f"{step.name}.{part}"
-    if name not in file.entries and name not in file.aliases:
-        return None
-    return file.tensor(name).astype(np.float32)
-
-
-def _needed(file: File, step: Step, part: str) -> Array:
-    found = _part(file, step, part)
-    if found is None:
-        raise EngineError(f"no tensor {step.name}.{part}")
-    return found
-
-
-def _nothing(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
-    return []
-
-
-def _linear(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
-    weight = _needed(file, step, "weight")
-    if len(shapes[0]) != 1 or shapes[0][0] != weight.shape[1]:
-        raise EngineError(f"reads a value of shape {shapes[0]}, wanted ({weight.shape[1]},)")
-    node = Node("linear", step.name, inputs, weight.shape[:1], weight, _part(file, step, "bias"))
-    scales = file.entry(f"{step.name}.weight").scales
+def _linear(call: _Call) -> list[Node]:
+    weight = call.needed("weight")
+    if len(call.shape) != 1 or call.shape[0] != weight.shape[1]:
+        raise EngineError(f"reads a value of shape {call.shape}, wanted ({weight.shape[1]},)")
+    node = call.node("linear", weight.shape[:1], weight, call.part("bias"))
+    scales = call.file.entry(f"{call.step.name}.weight").scales
     if scales is None:
         return [node]
     steps = np.where(scales > 0, scales, 1).astype(np.float32)[:, None]
     return [replace(node, integers=np.rint(weight / steps).astype(np.int8), scales=scales.astype(np.float32))]
 
 
-def _conv(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
-    options = filled(step)
+def _conv(call: _Call) -> list[Node]:
+    options = call.options
     if options["padding_mode"] != "zeros":
         raise EngineError(f"padding of {options['padding_mode']}, wanted zeros")
-    weight, dims = _needed(file, step, "weight"), int(step.op[-2])
+    weight, dims = call.needed("weight"), int(call.step.op[-2])
     weight = weight[:, :, None] if dims == 1 else weight
     stride, padding, dilation = (_pair(options[name], dims, name) for name in ("stride", "padding", "dilation"))
-    rank = len(shapes[0])
-    channels, height, width = volume(shapes[0])
-    if rank != dims + 1 or channels != weight.shape[1] * int(str(options["groups"])):
-        raise EngineError(f"reads a value of shape {shapes[0]}, which does not fit weights of shape {weight.shape}")
+    rank = len(call.shape)
+    channels, height, width = volume(call.shape)
+    if rank != dims + 1 or channels != weight.shape[1] * int(options["groups"]):
+        raise EngineError(f"reads a value of shape {call.shape}, which does not fit weights of shape {weight.shape}")
     if options["same"]:
         weight, padding = _centred(weight, dilation)
     kernel = weight.shape[2:]
@@ -118,10 +139,10 @@ def _conv(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) 
         for size, border, d, k, s in zip((height, width), padding, dilation, kernel, stride, strict=True)
     )
     if min(out) < 1:
-        raise EngineError(f"a kernel of {kernel} finds no place in a value of shape {shapes[0]}")
+        raise EngineError(f"a kernel of {kernel} finds no place in a value of shape {call.shape}")
     shape = (weight.shape[0], *out) if dims == 2 else (weight.shape[0], out[1])
     own = {"stride": stride, "padding": padding, "dilation": dilation, "groups": options["groups"]}
-    return [Node("conv", step.name, inputs, shape, weight, _part(file, step, "bias"), own)]
+    return [call.node("conv", shape, weight, call.part("bias"), options=own)]
 
 
 def _centred(weight: Array, dilation: tuple[int, int]) -> tuple[Array, tuple[int, int]]:
@@ -141,93 +162,91 @@ def _pair(value: object, dims: int, name: str) -> tuple[int, int]:
     return (numbers[0], numbers[1]) if dims == 2 else ({"padding": 0}.get(name, 1), numbers[0])
 
 
-def _norm(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
-    mean, variance = (_part(file, step, part) for part in ("running_mean", "running_var"))
+def _norm(call: _Call) -> list[Node]:
+    mean, variance = (call.part(part) for part in ("running_mean", "running_var"))
     if mean is None or variance is None:
         raise EngineError("a norm without running statistics")
-    scale = 1 / np.sqrt(variance.astype(np.float64) + float(str(filled(step)["eps"])))
-    weight, bias = (_part(file, step, part) for part in ("weight", "bias"))
+    scale = 1 / np.sqrt(variance.astype(np.float64) + float(call.options["eps"]))
+    weight, bias = (call.part(part) for part in ("weight", "bias"))
     scale = scale if weight is None else scale * weight
     shift = (0.0 if bias is None else bias.astype(np.float64)) - mean * scale
-    return [Node("affine", step.name, inputs, shapes[0], scale.astype(np.float32), shift.astype(np.float32))]
+    return [call.node("affine", call.shape, scale.astype(np.float32), shift.astype(np.float32))]
 
 
 def _clamp(low: float, high: float) -> Made:
-    def made(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
-        return [Node("clamp", step.name, inputs, shapes[0], low=low, high=high)]
+    def made(call: _Call) -> list[Node]:
+        return [call.node("clamp", call.shape, low=low, high=high)]
 
     return made
 
 
 def _clamp_of(lowest: str, highest: str) -> Made:
-    def made(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
-        low, high = filled(step)[lowest], filled(step)[highest]
-        return _clamp(-inf if low is None else float(str(low)), inf if high is None else float(str(high)))(
-            step, inputs, shapes, file
-        )
+    def made(call: _Call) -> list[Node]:
+        low, high = call.options[lowest], call.options[highest]
+        return _clamp(-inf if low is None else float(low), inf if high is None else float(high))(call)
 
     return made
 
 
-def _leaky(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
-    slope = np.full(1, filled(step)["negative_slope"], np.float32)
-    return [Node("leaky", step.name, inputs, shapes[0], np.repeat(slope, shapes[0][0]))]
+def _leaky(call: _Call) -> list[Node]:
+    slope = np.full(1, call.options["negative_slope"], np.float32)
+    return [call.node("leaky", call.shape, np.repeat(slope, call.shape[0]))]
 
 
-def _prelu(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
-    slope = _needed(file, step, "weight")
-    return [Node("leaky", step.name, inputs, shapes[0], np.broadcast_to(slope, shapes[0][:1]).astype(np.float32))]
+def _prelu(call: _Call) -> list[Node]:
+    slope = call.needed("weight")
+    return [call.node("leaky", call.shape, np.broadcast_to(slope, call.shape[:1]).astype(np.float32))]
 
 
-def _add(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
-    if len(inputs) == 1:
-        return _with_number(step, inputs, shapes, file)
-    if shapes[0] != shapes[1]:
-        raise EngineError(f"adds values of shapes {shapes[0]} and {shapes[1]}, wanted them equal")
-    return [Node("add", step.name, inputs, shapes[0])]
+def _add(call: _Call) -> list[Node]:
+    if len(call.inputs) == 1:
+        return _with_number(call)
+    if call.shape != call.shapes[1]:
+        raise EngineError(f"adds values of shapes {call.shape} and {call.shapes[1]}, wanted them equal")
+    return [call.node("add", call.shape)]
 
 
-def _with_number(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
+def _with_number(call: _Call) -> list[Node]:
     """Return y = scale x + shift of a sum, difference, product or quotient with a number."""
-    options = filled(step)
-    if len(inputs) != 1 or (step.op == "div" and options["flipped"]):
+    options = call.options
+    if len(call.inputs) != 1 or (call.step.op == "div" and options["flipped"]):
         raise EngineError("of two values, or divided by one")
-    number = float(str(options["number"]))
+    number = float(options["number"])
     sign = -1.0 if options["flipped"] else 1.0
     scale, shift = {
         "add": (1.0, number), "sub": (sign, -sign * number), "mul": (number, 0.0),
         "div": (1 / number if number else inf, 0.0),
-    }[step.op]  # fmt: skip
-    channels = shapes[0][0]
-    return [Node("affine", step.name, inputs, shapes[0], np.full(channels, scale, np.float32), np.full(channels, shift, np.float32))]
+    }[call.step.op]  # fmt: skip
+    channels = call.shape[0]
+    each = (np.full(channels, number, np.float32) for number in (scale, shift))
+    return [call.node("affine", call.shape, *each)]
 
 
-def _cat(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
-    dim = int(str(filled(step)["dim"]))
-    if dim not in (1, -len(shapes[0])) or len({shape[1:] for shape in shapes}) > 1:
-        raise EngineError(f"joins values of shapes {shapes} along axis {dim}, wanted axis 1 and all else equal")
-    return [Node("cat", step.name, inputs, (sum(shape[0] for shape in shapes), *shapes[0][1:]))]
+def _cat(call: _Call) -> list[Node]:
+    dim = int(call.options["dim"])
+    if dim not in (1, -len(call.shape)) or len({shape[1:] for shape in call.shapes}) > 1:
+        raise EngineError(f"joins values of shapes {call.shapes} along axis {dim}, wanted axis 1 and all else equal")
+    return [call.node("cat", (sum(shape[0] for shape in call.shapes), *call.shape[1:]))]
 
 
-def _flatten(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
-    options, rank = filled(step), len(shapes[0])
-    if step.op == "flatten":
-        start, end = (int(str(options[name])) for name in ("start_dim", "end_dim"))
+def _flatten(call: _Call) -> list[Node]:
+    options, rank = call.options, len(call.shape)
+    if call.step.op == "flatten":
+        start, end = (int(options[name]) for name in ("start_dim", "end_dim"))
         whole = start in (1, -rank) and end in (-1, rank)
     else:
         sizes = options["sizes"]
-        whole = isinstance(sizes, tuple) and len(sizes) == 2 and sizes[1] in (-1, prod(shapes[0])) and sizes != (-1, -1)
-        whole = whole and isinstance(sizes, tuple) and sizes[0] == -1
+        whole = sizes == (-1, prod(call.shape))
     if not whole:
-        raise EngineError(f"shapes a value of shape {shapes[0]} anew, wanted all axes but the samples' as one")
-    return [] if rank == 1 else [Node("flatten", step.name, inputs, (prod(shapes[0]),))]
+        raise EngineError(f"shapes a value of shape {call.shape} anew, wanted all axes but the samples' as one")
+    return [] if rank == 1 else [call.node("flatten", (prod(call.shape),))]
 
 
-def _pool(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
-    options, dims, op = filled(step), int(step.op[-2]), step.op[:-2]
-    channels, *size = volume(shapes[0])
-    if len(shapes[0]) != dims + 1:
-        raise EngineError(f"reads a value of shape {shapes[0]}")
+def _pool(call: _Call) -> list[Node]:
+    options, dims, op = call.options, int(call.step.op[-2]), call.step.op[:-2]
+    channels, *size = volume(call.shape)
+    if len(call.shape) != dims + 1:
+        raise EngineError(f"reads a value of shape {call.shape}")
     if op.startswith("adaptive"):
         wanted = _pair(options["output_size"], dims, "output_size")
         out = tuple(axis if want == -1 else want for want, axis in zip(wanted, size, strict=True))
@@ -240,67 +259,67 @@ def _pool(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) 
         own["count_include_pad"] = options.get("count_include_pad", True)
         names = ("kernel_size", "stride", "padding", "dilation")
         out = tuple(
-            _pooled(axis, *sizes, bool(own["ceil_mode"]))
-            for axis, *sizes in zip(size, *(own[name] for name in names), strict=True)
+            _pooled(axis, sizes, own["ceil_mode"])
+            for axis, sizes in zip(size, zip(*(own[name] for name in names), strict=True), strict=True)
         )
     if min(out) < 1:
-        raise EngineError(f"its window finds no place in a value of shape {shapes[0]}")
-    return [Node(op, step.name, inputs, (channels, *out[-dims:]), options=own)]
+        raise EngineError(f"its window finds no place in a value of shape {call.shape}")
+    return [call.node(op, (channels, *out[-dims:]), options=own)]
 
 
-def _pooled(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil: bool) -> int:
+def _pooled(size: int, window: tuple[int, int, int, int], ceil: bool) -> int:
     """Return the length of an axis after pooling; torch lets no window begin behind the data and its padding before."""
+    kernel, stride, padding, dilation = window
     span = size + 2 * padding - dilation * (kernel - 1) - 1
     out = -(-span // stride) + 1 if ceil else span // stride + 1
     return out - 1 if ceil and (out - 1) * stride >= size + padding else out
 
 
 def _over_image(op: str) -> Made:
-    def made(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
-        options, rank = filled(step), len(shapes[0])
+    def made(call: _Call) -> list[Node]:
+        options, rank = call.options, len(call.shape)
         given = options["dims"]
         dims = tuple(dim % (rank + 1) for dim in given) if isinstance(given, tuple) else ()
         if rank < 2 or sorted(dims) != list(range(2, rank + 1)):
-            raise EngineError(f"over axes {given} of a value of shape {shapes[0]}, wanted all but samples and channels")
+            raise EngineError(f"over axes {given} of a value of shape {call.shape}, wanted those of the image")
         ones = (1,) * (rank - 1)
-        pool = Node(op, step.name, inputs, (shapes[0][0], *ones), options={"output_size": (1, 1)})
+        pool = call.node(op, (call.shape[0], *ones), options={"output_size": (1, 1)})
         if options["keepdim"]:
             return [pool]
-        return [pool, Node("flatten", step.name, (), shapes[0][:1])]
+        return [pool, Node("flatten", call.step.name, (), call.shape[:1])]
 
     return made
 
 
-def _softmax(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
-    dim, rank = int(str(filled(step)["dim"])), len(shapes[0])
+def _softmax(call: _Call) -> list[Node]:
+    dim, rank = int(call.options["dim"]), len(call.shape)
     if dim % (rank + 1) != 1:
-        raise EngineError(f"along axis {dim} of a value of shape {shapes[0]}, wanted axis 1")
-    return [Node(step.op, step.name, inputs, shapes[0])]
+        raise EngineError(f"along axis {dim} of a value of shape {call.shape}, wanted axis 1")
+    return [call.node(call.step.op, call.shape)]
 
 
-def _shortcut(step: Step, inputs: tuple[int, ...], shapes: list[Shape], file: File) -> list[Node]:
-    scale, stride = _needed(file, step, "scale"), int(str(filled(step)["stride"]))
-    if stride == 1 and len(scale) == shapes[0][0] and (scale == 1).all():
+def _shortcut(call: _Call) -> list[Node]:
+    scale, stride = call.needed("scale"), int(call.options["stride"])
+    if stride == 1 and len(scale) == call.shape[0] and (scale == 1).all():
         return []
-    if stride > 1 and len(shapes[0]) != 3:
-        raise EngineError(f"reads a value of shape {shapes[0]}, wanted (channels, height, width)")
-    out = tuple(-(-axis // stride) for axis in shapes[0][1:])
-    return [Node("shortcut", step.name, inputs, (len(scale), *out), scale, options={"stride": stride})]
+    if stride > 1 and len(call.shape) != 3:
+        raise EngineError(f"reads a value of shape {call.shape}, wanted (channels, height, width)")
+    out = tuple(-(-axis // stride) for axis in call.shape[1:])
+    return [call.node("shortcut", (len(scale), *out), scale, options={"stride": stride})]
 
 
+_POOLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
 _MADE: Mapping[str, Made] = {
     "linear": _linear,
     **dict.fromkeys(("conv1d", "conv2d"), _conv),
     **dict.fromkeys(("batch_norm1d", "batch_norm2d"), _norm),
-    **dict.fromkeys(
-        ("identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"), _nothing
-    ),
+    **dict.fromkeys(("identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"), lambda _: []),
     "relu": _clamp(0.0, inf), "relu6": _clamp(0.0, 6.0),
     "hardtanh": _clamp_of("min_val", "max_val"), "clamp": _clamp_of("min", "max"),
     "leaky_relu": _leaky, "prelu": _prelu,
     "add": _add, "sub": _with_number, "mul": _with_number, "div": _with_number,
     "cat": _cat, "flatten": _flatten, "reshape": _flatten,
-    **dict.fromkeys((f"{kind}{dims}d" for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool") for dims in (1, 2)), _pool),
+    **dict.fromkeys((f"{kind}{dims}d" for kind in _POOLS for dims in (1, 2)), _pool),
     "mean": _over_image("adaptive_avg_pool"), "amax": _over_image("adaptive_max_pool"),
     "softmax": _softmax, "log_softmax": _softmax, "shortcut": _shortcut,
 }  # fmt: skip

@@ -1,6 +1,6 @@
 """The ways to compute a node: which kernels can, and how they are stored."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf, prod
 from typing import Any
@@ -17,7 +17,7 @@ from synaptree.runtime.place import LANES, Place, place
 __all__ = ["DENSE", "options"]
 
 Floats = npt.NDArray[np.float32]
-Steps = list[Any]  # of the extension
+Steps = Sequence[Any]  # of the extension
 DENSE = 0.3  # density from which kernels that ignore zeros are worth a try
 UNROLLED_SIZE = 1 << 24  # weights of a convolution written out as a linear layer, at most
 
@@ -48,7 +48,7 @@ class _Site:
         return np.zeros(len(self.weight), np.float32) if bias is None else bias
 
     @property
-    def bounds(self) -> dict[str, float]:
+    def bounds(self) -> dict[str, Any]:
         return {"low": self.node.low, "high": self.node.high}
 
 
@@ -144,12 +144,12 @@ def _plain(site: _Site) -> bool:
     """Return whether it is a convolution of 3 x 3 that keeps the size of the image."""
     own = site.node.options
     usual = own["stride"] == own["padding"] == own["dilation"] == (1, 1) and own["groups"] == 1
-    return usual and site.weight.shape[2:] == (3, 3)
+    return bool(usual and site.weight.shape[2:] == (3, 3))
 
 
 def _kernel_sparse(weight: Floats) -> bool:
     """Return whether what is left of the kernels is nearly whole, and some are missing."""
-    kept = weight.reshape(*weight.shape[:2], -1).any(2).sum()
+    kept = int(weight.reshape(*weight.shape[:2], -1).any(2).sum())
     return kept < 0.95 * prod(weight.shape[:2]) and np.count_nonzero(weight) > 0.6 * kept * 9
 
 
@@ -164,26 +164,20 @@ def _rows_options(site: _Site) -> Iterator[Option]:
 
 
 def _rows_conv(site: _Site, variant: rows.Variant, _: int) -> Steps:
-    own = {name: site.node.options[name] for name in ("stride", "padding", "dilation", "groups")}
-    return [
-        rows.conv(
-            site.isa, site.weight, site.bias, site.x, site.y, residual=site.residual, variant=variant, **own, **site.bounds
-        )
-    ]
+    own = {name: site.node.options[name] for name in ("stride", "padding", "dilation", "groups")} | site.bounds
+    more = {"residual": site.residual, "variant": variant, **own}
+    return [rows.conv(site.isa, site.weight, site.bias, site.x, site.y, **more)]
 
 
 def _planes_conv(site: _Site, variant: planes.Variant, _: int) -> Steps:
-    own = {"residual": site.residual, "variant": variant, **site.bounds}
-    return [planes.conv(site.isa, site.weight, site.bias, site.x, site.y, **own)]
+    more: dict[str, Any] = {"residual": site.residual, "variant": variant, **site.bounds}
+    return [planes.conv(site.isa, site.weight, site.bias, site.x, site.y, **more)]
 
 
 def _outputs_conv(site: _Site, variant: outputs.Variant, _: int) -> Steps:
-    own = {name: site.node.options[name] for name in ("stride", "padding", "dilation")}
-    return [
-        outputs.conv(
-            site.isa, site.weight, site.bias, site.x, site.y, residual=site.residual, variant=variant, **own, **site.bounds
-        )
-    ]
+    own = {name: site.node.options[name] for name in ("stride", "padding", "dilation")} | site.bounds
+    more = {"residual": site.residual, "variant": variant, **own}
+    return [outputs.conv(site.isa, site.weight, site.bias, site.x, site.y, **more)]
 
 
 def _split_options(site: _Site) -> Iterator[Option]:
@@ -193,12 +187,12 @@ def _split_options(site: _Site) -> Iterator[Option]:
         return
     apart, weight = _apart(site)
     for variant in rows.variants(site.isa, weight, apart, site.y):
-        def make(scratch: int, variant: rows.Variant = variant) -> Steps:
+        more = {"residual": site.residual, "variant": variant, **site.bounds}
+
+        def make(scratch: int, more: dict[str, Any] = more) -> Steps:
             split = apart.moved(scratch)
-            return [
-                moves.split(site.isa, site.x, split, own["stride"], own["padding"]),
-                rows.conv(site.isa, weight, site.bias, split, site.y, residual=site.residual, variant=variant, **site.bounds),
-            ]  # fmt: skip
+            first = moves.split(site.isa, site.x, split, own["stride"], own["padding"])
+            return [first, rows.conv(site.isa, weight, site.bias, split, site.y, **more)]
 
         yield Option(f"split, {_rows_name(variant)}", make, apart.bytes)
 
@@ -233,9 +227,10 @@ def _unrolled(site: _Site) -> Iterator[Option]:
         return
     weight = _written_out(site)
     bias = np.repeat(site.bias, site.y.height * site.y.width)
-    bounds = {"low": -inf, "high": inf} if site.residual else site.bounds
+    bounds: dict[str, Any] = {"low": -inf, "high": inf} if site.residual else site.bounds
     node = replace(site.node, op="linear", weight=weight, bias=bias, **bounds)
-    inner = replace(site, node=node, inputs=[flat(site.x) if is_flat(site.x) else site.x], y=flat(site.y), residual=None)
+    x = flat(site.x) if is_flat(site.x) else site.x
+    inner = replace(site, node=node, inputs=[x], y=flat(site.y), residual=None)
     for option in _linear(inner):
         yield replace(option, kernel=f"unrolled, {option.kernel}", make=_then_sum(site, option.make))
 

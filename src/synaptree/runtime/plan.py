@@ -40,7 +40,7 @@ def plan(net: Net, lanes: int, isa: str, *, budget: float = 2.0, kernels: Sequen
 
 
 def dense_seconds(net: Net, number: int, lanes: int, isa: str) -> float | None:
-    """Return the time of a block of a linear layer or convolution by kernels that ignore zeros; None if there is none."""
+    """Return the time of a block of a linear layer or convolution by kernels that ignore zeros; None for others."""
     node = net.nodes[number - 1]
     if node.weight is None or node.op not in ("linear", "conv"):
         return None

@@ -1,4 +1,4 @@
-"""What the engine computes, slowly and plainly: what every kernel is compared with, and what runs where none was built."""
+"""What the engine computes, slowly and plainly: kernels are compared with it, and it runs where none were built."""
 
 from collections.abc import Callable
 from itertools import product
@@ -110,12 +110,12 @@ def _pool(node: Node, x: Array, empty: float) -> tuple[Array, Array]:
 
 def _max_pool(node: Node, x: Array) -> Array:
     windows, _ = _pool(node, x, -np.inf)
-    return windows.max((4, 5))
+    return np.asarray(windows.max((4, 5)))
 
 
 def _avg_pool(node: Node, x: Array) -> Array:
     windows, counts = _pool(node, x, 0.0)
-    return windows.sum((4, 5)) / counts.sum((4, 5))
+    return np.asarray(windows.sum((4, 5)) / counts.sum((4, 5)))
 
 
 def _adaptive(reduce: Callable[..., Any]) -> Callable[..., Array]:
@@ -124,19 +124,19 @@ def _adaptive(reduce: Callable[..., Any]) -> Callable[..., Array]:
         out = node.options["output_size"]
         y = np.empty((*x.shape[:2], *out))
         for place in product(*(range(length) for length in out)):
-            bins = (
+            rows, columns = (
                 slice(at * size // length, -(-(at + 1) * size // length))
                 for at, size, length in zip(place, x.shape[2:], out, strict=True)
             )
-            y[:, :, *place] = reduce(x[:, :, *bins], axis=(2, 3))
+            y[:, :, place[0], place[1]] = reduce(x[:, :, rows, columns], axis=(2, 3))
         return y
 
     return pooled
 
 
-def _log_softmax(node: Node, x: Array) -> Array:
+def _log_softmax(_: Node, x: Array) -> Array:
     shifted = x.astype(np.float64) - x.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
 
 
 _COMPUTE: dict[str, Callable[..., Array]] = {
@@ -145,10 +145,10 @@ _COMPUTE: dict[str, Callable[..., Array]] = {
     "affine": _affine,
     "leaky": _leaky,
     "shortcut": _shortcut,
-    "clamp": lambda node, x: x,
-    "flatten": lambda node, x: x.reshape(len(x), -1),
-    "add": lambda node, *terms: sum(terms),
-    "cat": lambda node, *parts: np.concatenate(parts, 1),
+    "clamp": lambda _, x: x,
+    "flatten": lambda _, x: x.reshape(len(x), -1),
+    "add": lambda _, *terms: sum(terms),
+    "cat": lambda _, *parts: np.concatenate(parts, 1),
     "max_pool": _max_pool,
     "avg_pool": _avg_pool,
     "adaptive_avg_pool": _adaptive(np.mean),

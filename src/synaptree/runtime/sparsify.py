@@ -56,7 +56,7 @@ class SparseLayer(nn.Module):
             EngineError: gradients are asked for, of which it knows none.
         """
         if torch.is_grad_enabled() and x.requires_grad:
-            raise EngineError("a sparsified layer knows no gradients; run it under torch.no_grad(), or train the model itself")
+            raise EngineError("a sparsified layer knows no gradients; run it under torch.no_grad()")
         given = x if self.options else x.reshape(-1, x.shape[-1])
         numbers = np.ascontiguousarray(given.detach().numpy())
         out = torch.from_numpy(self._engine(numbers.shape)(numbers))
@@ -76,11 +76,10 @@ class SparseLayer(nn.Module):
     def _net(self, shape: tuple[int, ...]) -> Net:
         out = self.weight.shape[:1]
         if self.options:
+            own = (self.options[name] for name in ("stride", "padding", "dilation"))
             sizes = (
                 (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-                for size, kernel, stride, padding, dilation in zip(
-                    shape[1:], self.weight.shape[2:], *(self.options[n] for n in ("stride", "padding", "dilation")), strict=True
-                )
+                for size, kernel, stride, padding, dilation in zip(shape[1:], self.weight.shape[2:], *own, strict=True)
             )
             out = (*out, *sizes)
         op = "conv" if self.options else "linear"
