@@ -150,7 +150,7 @@ def _plain(site: _Site) -> bool:
 def _kernel_sparse(weight: Floats) -> bool:
     """Return whether what is left of the kernels is nearly whole, and some are missing."""
     kept = int(weight.reshape(*weight.shape[:2], -1).any(2).sum())
-    return kept < 0.95 * prod(weight.shape[:2]) and np.count_nonzero(weight) > 0.6 * kept * 9
+    return kept < 0.95 * prod(weight.shape[:2]) and int(np.count_nonzero(weight)) > 0.6 * kept * 9
 
 
 def _rows_options(site: _Site) -> Iterator[Option]:
