@@ -1,4 +1,4 @@
-# Everything a developer or a newcomer types. `make demo` and `make test` need only Debian's Python 3.11 and gcc.
+# Everything a developer or a newcomer types. `make demo` and `make test` need only Debian's Python 3.11 and g++.
 export OMP_WAIT_POLICY ?= passive
 PYTHON ?= python3
 VENV := .venv
@@ -53,19 +53,22 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/coding.py
 	$(BIN)/python benchmarks/compact.py
 	$(BIN)/python benchmarks/size.py
+	$(BIN)/python benchmarks/engine.py
 
-# torch goes first and alone, so that nothing asked for beside it can draw in another build of it
-$(VENV)/ready: pyproject.toml constraints.txt
+# torch goes first and alone, so that nothing asked for beside it can draw in another build of it; then what builds the
+# extension, which is used again whenever the package is installed anew
+$(VENV)/ready: pyproject.toml constraints.txt CMakeLists.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt cmake nanobind ninja numpy scikit-build-core
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	touch $@
 
 # heavy libraries that only some users need
 $(VENV)/integrations: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[onnx]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[onnx,bench]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist src/*.egg-info src/synaptree/runtime/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -122,12 +122,14 @@ def _outputs_linear(site: _Site, variant: outputs.Variant, _: int) -> Steps:
 def _conv(site: _Site) -> Iterator[Option]:
     own, single = site.node.options, site.x.lanes == 1
     tiny = single and site.y.height * site.y.width <= UNROLLED  # its place has no room for whole registers
-    if _plain(site) and not site.dense and _kernel_sparse(site.weight):
+    whole_kernels = _plain(site) and not site.dense and _kernel_sparse(site.weight)
+    if whole_kernels:
         for form in planes.variants(site.weight, site.x, site.y):
             if not (tiny and form.way == "runs"):
                 yield Option(_planes_name(form), _bound(_planes_conv, site, form))
     if single and site.x.height * site.x.width <= UNROLLED:
-        yield from _unrolled(site)
+        if not whole_kernels:  # which are faster as they are
+            yield from _unrolled(site)
         return
     if not tiny and (not single or own["stride"] == (1, 1)):
         yield from _rows_options(site)
