@@ -1,4 +1,6 @@
+import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -11,15 +13,18 @@ from typer.testing import CliRunner
 from synaptree.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
-README, SMALL = ((ROOT / name).read_text() for name in ("README.md", "docs/small.md"))
-BLOCKS = [block for text in (README, SMALL) for block in re.findall(r"```(\w+)\n(.*?)```", text, flags=re.DOTALL)]
+TEXTS = [(ROOT / name).read_text() for name in ("README.md", "docs/small.md", "docs/fast.md")]
+BLOCKS = [block for text in TEXTS for block in re.findall(r"```(\w+)\n(.*?)```", text, flags=re.DOTALL)]
 
 
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 SHELL = [line.partition("#")[0] for language, code in BLOCKS if language == "bash" for line in code.splitlines()]
 
 
-@pytest.mark.parametrize("code", PYTHON, ids=["quick", "any-model", "in-training", "strength", "small"])
+NAMES = ["quick", "fast", "any-model", "in-training", "strength", "small", "engine", "calls", "sparsify", "int8"]
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=NAMES)
 def test_the_python_in_the_readme_runs(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
@@ -56,6 +61,25 @@ def test_the_commands_in_the_readme_exist():
         if words[1] == "run" and words[2] != "demo":
             overrides = [value for flag, value in pairwise(words) if flag == "--set"]
             assert load_recipe(ROOT / words[2], overrides).method == Path(words[2]).parent.name
+
+
+def test_the_table_of_the_engine_hides_no_loss(tmp_path):
+    ran = {"name": "net", "density": 0.05, "batch": 64, "ours": 2e-6, "best": "torch", "theirs": 1e-6, "times": 0.5}
+    loaded = {"name": "net load", "density": 0.05, "batch": 1, "ours": 0.5, "best": "", "goal": 2.0, "call": "Engine"}
+    calls = [{"call": "engine.run", "goal": 3.0}, {"call": "engine(x)", "goal": None}, {"call": "engine(x)", "goal": 2}]
+    path = tmp_path / "engine.json"
+    hardware, versions = {"cpu": "a processor", "cores": 2}, {"python": "3", "torch": "2"}
+    rows = [*(ran | call for call in calls), loaded]
+    path.write_text(json.dumps({"hardware": hardware, "versions": versions, "rows": rows}))
+    tables = runpy.run_path(str(ROOT / "tools" / "tables.py"))
+    assert tables["engine"](path).splitlines()[2:] == [
+        "| net | 0.05 | 64 | 2.0 | torch | 1.0 | 0.5 | 3 |",
+        "| net, `engine(x)` | 0.05 | 64 | 2.0 | torch | 1.0 | 0.5 | 2 |",
+        "| net load | 0.05 | 1 | 0.50 s |  |  |  | 2 s |",
+        "",
+        "a processor, 2 cores; torch 2.",
+    ]
+    assert tables["engine"](tmp_path / "none.json") == ""
 
 
 @pytest.mark.slow

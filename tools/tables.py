@@ -1,11 +1,13 @@
 """Write the tables of recorded results: all of them into docs/results.md, one row each into README.md, pictures beside.
 
-`--check` only compares the tables.
+The table of the engine's benchmark goes into docs/fast.md. `--check` only compares the tables.
 """
 
+import json
 import sys
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from synaptree.cli.show import MARGINS
 from synaptree.report.comparison import Row, brief, markdown, sparsest, summary
@@ -14,6 +16,7 @@ from synaptree.results import Result, read
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results: written by tools/tables.py -->\n", "<!-- end of results -->"
+ENGINE = "<!-- engine:begin -->\n", "<!-- engine:end -->"
 
 
 def recorded() -> dict[str, list[Result]]:
@@ -50,10 +53,37 @@ def tables(groups: dict[str, list[Result]]) -> str:
     )
 
 
-def written(path: Path, text: str) -> str:
+def engine(path: Path) -> str:
+    """Return the table of the engine's benchmark, and where it was measured; "" where nothing is recorded."""
+    if not path.exists():
+        return ""
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    head = ("network", "density", "batch", "ours, µs", "best dense", "its µs", "times", "goal")
+    rows = [engine_cells(row) for row in recorded["rows"] if row["call"] != "engine(x)" or row["goal"] is not None]
+    lines = [head, (":--", "--:", "--:", "--:", ":--", "--:", "--:", "--:"), *rows]
+    versions, hardware = recorded["versions"], recorded["hardware"]
+    others = ("onnxruntime", "openvino", "torch", "numpy")
+    said = ", ".join(f"{name} {versions[name]}" for name in others if name in versions)
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return f"{table}\n\n{hardware['cpu']}, {hardware['cores']} cores; {said}.\n"
+
+
+def engine_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """Return a row of that table; times to load stand in seconds, and have no others beside them."""
+    name = row["name"] + (", `engine(x)`" if row["call"] == "engine(x)" else "")
+    goal, density = ("" if row[key] is None else f"{row[key]:g}" for key in ("goal", "density"))
+    said = (name, density, str(row["batch"]))
+    if "times" not in row:
+        return (*said, f"{row['ours']:.2f} s", "", "", "", f"{goal} s")
+    micro = [f"{1e6 * row[key]:,.1f}" for key in ("ours", "theirs")]
+    return (*said, micro[0], row["best"], micro[1], f"{row['times']:.1f}", goal)
+
+
+def written(path: Path, text: str, begin: str = BEGIN, end: str = END) -> str:
     """Return the content of a document with `text` between its markers."""
-    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
-    return f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
+    before, rest = path.read_text(encoding="utf-8").split(begin)
+    between = f"\n{text}\n" if text else ""
+    return f"{before}{begin}{between}{end}{rest.split(end)[1]}"
 
 
 def main() -> int:
@@ -63,6 +93,8 @@ def main() -> int:
         path: written(path, text)
         for path, text in ((ROOT / "README.md", headline(groups)), (ROOT / "docs" / "results.md", tables(groups)))
     }
+    fast = ROOT / "docs" / "fast.md"
+    wanted[fast] = written(fast, engine(ROOT / "benchmarks" / "recorded" / "engine.json"), *ENGINE)
     if "--check" in sys.argv:
         return int(any(path.read_text(encoding="utf-8") != text for path, text in wanted.items()))
     for path, text in wanted.items():
