@@ -4,6 +4,9 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
 
 namespace synaptree {
 
@@ -15,11 +18,25 @@ Arena::Arena(int64_t wanted) : bytes((std::max<int64_t>(wanted, 64) + 63) / 64 *
 
 Arena::~Arena() { std::free(start); }
 
-Crew::Crew(int threads) {
+static int64_t process() {
+#if defined(_WIN32)
+    return 0;
+#else
+    return getpid();
+#endif
+}
+
+Crew::Crew(int threads) : process_(process()) {
     for (int thread = 1; thread < threads; thread++) threads_.emplace_back([this, thread] { wait_for_work(thread); });
 }
 
+int Crew::size() const { return process() == process_ ? int(threads_.size()) + 1 : 1; }
+
 Crew::~Crew() {
+    if (process() != process_) {  // they are not in this process
+        for (auto& thread : threads_) thread.detach();
+        return;
+    }
     {
         const std::lock_guard lock(mutex_);
         over_ = true;
@@ -29,6 +46,7 @@ Crew::~Crew() {
 }
 
 void Crew::run(const std::function<void(int)>& work) {
+    if (size() == 1) return work(0);
     {
         const std::lock_guard lock(mutex_);
         work_ = &work;

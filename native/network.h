@@ -24,7 +24,8 @@ class Crew {
 public:
     explicit Crew(int threads);  // the caller's own included
     ~Crew();
-    int size() const { return int(threads_.size()) + 1; }
+    // Threads that are there: in a forked process the caller's alone.
+    int size() const;
     // Calls work(thread) once on every thread, and returns when all are done.
     void run(const std::function<void(int)>& work);
 
@@ -37,6 +38,7 @@ private:
     const std::function<void(int)>* work_ = nullptr;
     int64_t turn_ = 0;
     int left_ = 0;
+    const int64_t process_;
     bool over_ = false;
 };
 

@@ -1,5 +1,6 @@
 import gc
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -168,6 +169,44 @@ def test_an_engine_used_from_many_threads_is_never_wrong(tmp_path):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
+def test_in_a_forked_process_an_engine_goes_on_with_the_callers_thread(tmp_path):
+    engine = Engine(filed(sparse(zoo.build("lenet_300_100"), 0.1), (1, 28, 28), tmp_path), threads=2, batch=130)
+    x = np.random.default_rng(0).standard_normal((130, 1, 28, 28), np.float32)
+    wanted = engine(x)
+    child = os.fork()
+    if not child:
+        os._exit(0 if np.array_equal(engine(x), wanted) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    np.testing.assert_array_equal(engine(x), wanted)
+
+
+def test_an_int8_file_and_an_fp32_file_of_the_same_connections_have_plans_of_their_own(tmp_path):
+    model = sparse(zoo.build("lenet_300_100"), 0.1)
+    x = np.random.default_rng(0).standard_normal((4, 1, 28, 28), np.float32)
+    wanted = model(torch.from_numpy(x)).detach().numpy()
+    for values, tolerance in (("int8", 0.1), ("fp32", 1e-5), ("int8", 0.1)):
+        got = Engine(filed(model, (1, 28, 28), tmp_path, values=values), batch=4)(x)
+        assert np.abs(got - wanted).max() < tolerance * np.abs(wanted).max()
+
+
+def test_a_plan_of_another_kind_of_numbers_is_made_anew(tmp_path, monkeypatch):
+    path = filed(sparse(zoo.build("lenet_300_100"), 0.1), (1, 28, 28), tmp_path)
+    plan = tmp_path / "plan.json"
+    Engine(path, plan=plan)
+    plan.write_text(plan.read_text().replace("fp32 1", "int8 1"))
+    monkeypatch.setattr(module, "_PLANS", {})
+    Engine(path, plan=plan)
+    assert "fp32 1" in plan.read_text()
+
+
+def test_layers_of_whole_numbers_are_explained_by_their_own_names(tmp_path):
+    model = sparse(zoo.build("lenet_300_100"), 0.1)
+    rows = Engine(filed(model, (1, 28, 28), tmp_path, values="int8")).explain().rows
+    assert {row.name for row in rows if row.op == "linear"} == {"fc1", "fc2", "fc3"}
+    assert all(row.dense_microseconds is None for row in rows if row.kernel.startswith("int8"))
 
 
 def test_an_engine_that_nobody_holds_is_gone(tmp_path):

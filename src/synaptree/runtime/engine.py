@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
@@ -35,7 +34,6 @@ __all__ = ["Engine", "instruction_set"]
 
 Floats = npt.NDArray[np.float32]
 ISA = "SYNAPTREE_ISA"
-_WAY = re.compile("(fp32|int8) [1-9][0-9]?")
 QUICK = 20e-6  # seconds below which it does not pay to let other Python threads in
 _PLANS: dict[str, list[str]] = {}  # kernels chosen before in this process
 
@@ -139,12 +137,14 @@ class Engine:
     def _plan(self, batch: int) -> "Plan":
         """Return the fastest plan among those of the numbers of lanes that suit a batch."""
         key = f"{self._digest} {self.isa} {batch}"
-        known = _PLANS.get(key) or _read_plan(self._kept, key)
-        ways = [known[0]] if known else _ways(batch, self.net)
+        ways = _ways(batch, self.net)
+        kept = _read_plan(self._kept, key, ways)
+        known = kept or _PLANS.get(key)
+        ways = [known[0]] if known else ways
         tried = {way: self._planned(way, known[1:] if known else None) for way in ways}
         way = min(tried, key=lambda way: tried[way].seconds * ceil(batch / tried[way].lanes))
         _PLANS[key] = [way, *tried[way].kernels]
-        if self._kept and not known:
+        if self._kept and not kept:
             _write_plan(self._kept, key, _PLANS[key])
         return tried[way]
 
@@ -229,19 +229,19 @@ def _digest(net: Net) -> str:
     found = hashlib.sha256(repr((net.shape, net.output)).encode())
     for node in net.nodes:
         said = (node.op, node.inputs, node.shape, sorted(node.options.items()), node.low, node.high, node.residual)
-        found.update(repr(said).encode())
+        found.update(repr((*said, node.integers is not None, [limit > 0 for limit in node.ranges])).encode())
         if node.weight is not None:
             found.update(np.packbits(node.weight != 0).tobytes())
     return found.hexdigest()[:32]
 
 
-def _read_plan(path: Path | None, key: str) -> list[str] | None:
+def _read_plan(path: Path | None, key: str, ways: Sequence[str]) -> list[str] | None:
     if path is None or not path.exists():
         return None
     with suppress(ValueError):
         found = json.loads(path.read_text(encoding="utf-8"))
         plan = found.get(key) if isinstance(found, dict) else None
-        if isinstance(plan, list) and plan and all(isinstance(name, str) for name in plan) and _WAY.fullmatch(plan[0]):
+        if isinstance(plan, list) and all(isinstance(name, str) for name in plan) and plan and plan[0] in ways:
             return plan
     return None
 

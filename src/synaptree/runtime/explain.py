@@ -27,7 +27,7 @@ class Row:
         density: share of its weights that are not 0; None if it has none.
         kernel: that computes it.
         microseconds: for one block of `lanes` samples; None where nothing was timed.
-        dense_microseconds: by kernels that ignore zeros; None if that was not asked for, or there are none.
+        dense_microseconds: by kernels that ignore zeros; None if nobody asked, or there are none, as for int8.
         why: why there is no gain; "" if there is.
     """
 
@@ -97,12 +97,14 @@ def explained(net: Net, plan: "Plan | None", isa: str, batch: int, dense: bool) 
     from synaptree.runtime.plan import dense_seconds
 
     rows = []
-    for number, choice in enumerate(plan.choices):
+    number_of = {id(node): number for number, node in enumerate(net.nodes, 1)}
+    for choice in plan.choices:
         node = choice.node
         if node is None:
             rows.append(Row("", choice.kernel, (), None, choice.kernel, 1e6 * choice.seconds, None, ""))
             continue
-        slow = dense_seconds(net, number, plan.lanes, isa) if dense and node.op in ("linear", "conv") else None
+        compared = dense and node.op in ("linear", "conv") and not choice.kernel.startswith("int8")
+        slow = dense_seconds(net, number_of[id(node)], plan.lanes, isa) if compared else None
         rows.append(_row(node, choice.kernel, choice.seconds, slow, _why(node, choice, slow)))
     return Explanation(isa, batch, plan.lanes, tuple(rows))
 
