@@ -102,6 +102,7 @@ CASES = [
 ]  # fmt: skip
 THREADS, THREADS_GOAL, THREADS_BATCH = f"{VGG} threads", 1.6, 32
 LOADING, LOADING_GOAL = f"{VGG} load", 2.0
+CALLING, CALLING_GOAL = "one connection", 0.2e-6
 
 
 def main() -> int:
@@ -138,6 +139,8 @@ def measured(only: list[str], trained: list[Path], seconds: float) -> Iterator[R
             yield two_threads(stored(KERNELS, Path(folder)), KERNELS.density, seconds)
         if wanted(LOADING, only):
             yield from loading(stored(KERNELS, Path(folder)), KERNELS.density)
+        if wanted(CALLING, only):
+            yield calling(stored(linear(1, 1.0, {}), Path(folder)), seconds)
 
 
 def wanted(name: str, only: list[str]) -> bool:
@@ -228,8 +231,20 @@ def loading(path: Path, density: float) -> Iterator[Row]:
         taken = [float(subprocess.run(asked, capture_output=True, text=True, check=True).stdout) for _ in range(3)]
         yield {
             "name": LOADING, "density": density, "batch": batch, "call": "Engine", "ours": median(taken), "best": "",
-            "goal": LOADING_GOAL, "note": "seconds to load, at most",
+            "goal": LOADING_GOAL, "note": "to load, at most",
         }  # fmt: skip
+
+
+def calling(path: Path, seconds: float) -> Row:
+    """Time a call of `engine.run` on a network of a single connection."""
+    engine = Engine(path)
+    x = Model(path).inputs(1)
+    out = engine(x)
+    timings, _ = timed({"engine.run": lambda: engine.run(x, out)}, seconds, time.process_time)
+    return {
+        "name": CALLING, "density": 1.0, "batch": 1, "call": "engine.run", "ours": timings.median("engine.run"),
+        "best": "", "goal": CALLING_GOAL, "note": "a call, at most",
+    }  # fmt: skip
 
 
 def table(rows: list[Row]) -> Table:
@@ -249,9 +264,9 @@ def table(rows: list[Row]) -> Table:
 def cells(row: Row) -> list[str]:
     """Return what the table shows of a row; a goal that was reached has a mark."""
     density = "" if row["density"] is None else f"{row['density']:g}"
-    said = [row["name"], density, str(row["batch"]), row["call"], f"{1e6 * row['ours']:,.1f}", row["best"]]
+    said = [row["name"], density, str(row["batch"]), row["call"], f"{1e6 * row['ours']:,.2f}", row["best"]]
     if "times" not in row:
-        return [*said, "", "", "", f"{row['goal']:g} s", "✓" * (row["ours"] <= row["goal"]), row["note"]]
+        return [*said, "", "", "", f"{1e6 * row['goal']:,g}", "✓" * (row["ours"] <= row["goal"]), row["note"]]
     goal = "" if row["goal"] is None else f"{row['goal']:g}"
     reached = "✓" * (row["goal"] is not None and row["times"] >= row["goal"])
     shown = f"{1e6 * row['theirs']:,.1f}", f"{row['times']:.2f}", f"{row['low']:.2f}-{row['high']:.2f}"

@@ -69,14 +69,19 @@ def engine(path: Path) -> str:
 
 
 def engine_cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """Return a row of that table; times to load stand in seconds, and have no others beside them."""
+    """Return a row of that table; times to load and to call have no others beside them."""
     name = row["name"] + (", `engine(x)`" if row["call"] == "engine(x)" else "")
     goal, density = ("" if row[key] is None else f"{row[key]:g}" for key in ("goal", "density"))
     said = (name, density, str(row["batch"]))
     if "times" not in row:
-        return (*said, f"{row['ours']:.2f} s", "", "", "", f"{goal} s")
+        return (*said, seconds(row["ours"]), "", "", "", seconds(row["goal"]))
     micro = [f"{1e6 * row[key]:,.1f}" for key in ("ours", "theirs")]
     return (*said, micro[0], row["best"], micro[1], f"{row['times']:.1f}", goal)
+
+
+def seconds(number: float) -> str:
+    """Return a time in seconds, or in microseconds where it is short."""
+    return f"{number:.2f} s" if number >= 0.01 else f"{1e6 * number:.2f} µs"
 
 
 def written(path: Path, text: str, begin: str = BEGIN, end: str = END) -> str:
