@@ -75,7 +75,7 @@ def test_the_table_of_the_engine_hides_no_loss(tmp_path):
     assert tables["engine"](path).splitlines()[2:] == [
         "| net | 0.05 | 64 | 2.0 | torch | 1.0 | 0.5 | 3 |",
         "| net, `engine(x)` | 0.05 | 64 | 2.0 | torch | 1.0 | 0.5 | 2 |",
-        "| net load | 0.05 | 1 | 0.50 s |  |  |  | 2 s |",
+        "| net load | 0.05 | 1 | 0.50 s |  |  |  | 2.00 s |",
         "",
         "a processor, 2 cores; torch 2.",
     ]
