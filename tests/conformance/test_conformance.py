@@ -1,5 +1,7 @@
+import sys
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -132,6 +134,11 @@ def leaves_a_hook(on):
     on.layers[0].module.register_forward_pre_hook(shouts)
 
 
+def masks_by_a_hook(on):
+    for layer in on.layers:
+        layer.module.register_forward_hook(lambda _, __, y: y * (y > 1))
+
+
 def uses_plain_names(on):
     on.edit(on.masks([layer for layer in on.layers if layer.name in dict(on.model.named_modules())]))
 
@@ -253,6 +260,34 @@ def test_a_skipped_update_that_counts_is_caught(monkeypatch):
     monkeypatch.setattr(Attached, "_after_step", blind)
     build = registered(lambda m, o: replace(m, rule=Density(o["density"])))
     fails(build, "amp_skips_do_not_count", "dense, fused optimizer, one update skipped")
+
+
+@pytest.fixture
+def engine():
+    pytest.importorskip("synaptree.runtime._native")
+    return pytest.importorskip("synaptree.runtime.engine")
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_network_that_cannot_become_a_file_is_caught():
+    build = registered(lambda _, options: by_pruning(masks_by_a_hook, options))
+    fails(build, "engine_gives_the_same_outputs", "GraphError: .* has hooks")
+
+
+def test_an_engine_that_computes_something_else_is_caught(monkeypatch, engine):
+    real = engine.Engine.__call__
+    monkeypatch.setattr(engine.Engine, "__call__", lambda self, x: real(self, x) * np.float32(1.001))
+    build = registered(lambda m, _: m)
+    fails(build, "engine_gives_the_same_outputs", "dense: wanted the outputs .* got tensor")
+
+
+def test_without_the_engine_its_check_is_not_made_for_a_reason(monkeypatch):
+    check = "engine_gives_the_same_outputs"
+    engine = pytest.importorskip("synaptree.runtime.engine")
+    monkeypatch.setattr(engine, "BUILT", False)
+    assert check_method("magnitude", checks=[check])[check] == "the engine was installed without its compiled kernels"
+    monkeypatch.setitem(sys.modules, "synaptree.runtime.engine", None)  # as if what it imports were missing
+    assert check_method("magnitude", checks=[check])[check].endswith("pip install 'synaptree[pack]'")
 
 
 def test_an_option_that_repr_cannot_show_is_caught():

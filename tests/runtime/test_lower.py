@@ -103,6 +103,22 @@ def test_hidden_units_are_ordered_by_their_connections(tmp_path):
     assert net.nodes[1].weight.tolist() == [[8, 9, 7]]
 
 
+def test_tensors_that_the_network_does_not_read_do_no_harm(tmp_path):
+    class Spare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.old = nn.Linear(4, 4), nn.GRUCell(4, 4)
+            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.fc(x))
+
+    model, x = Spare(), torch.randn(3, 4)
+    net = net_of(model, x, tmp_path)
+    assert [node.op for node in net.nodes] == ["linear"]
+    np.testing.assert_allclose(reference.run(net, x.numpy()), model(x).detach().numpy(), atol=1e-6)
+
+
 def test_integers_of_an_int8_layer_are_those_of_the_file(tmp_path):
     model = nn.Sequential(nn.Linear(4, 2))
     with torch.no_grad():

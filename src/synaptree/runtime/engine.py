@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from synaptree.format.file import File, decode
+from synaptree.format.file import File, decode, read_file
 from synaptree.format.replacing import replacing
 from synaptree.runtime import reference
 from synaptree.runtime.explain import Explanation, explained
@@ -183,7 +183,7 @@ def _net(file: str | Path | bytes | File | Net) -> Net:
         return file
     if isinstance(file, File):
         return lower(file)
-    return lower(decode(file if isinstance(file, bytes) else Path(file).read_bytes()))
+    return lower(decode(file) if isinstance(file, bytes) else read_file(file))
 
 
 def instruction_set() -> str:

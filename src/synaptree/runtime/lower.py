@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from synaptree.format.file import File
-from synaptree.format.program import Step, filled
+from synaptree.format.program import Program, Step, filled
 from synaptree.runtime.fuse import fused
 from synaptree.runtime.ir import EngineError, Net, Node, Shape, volume
 
@@ -44,7 +44,10 @@ def lower(file: File) -> Net:
     nodes: list[Node] = []
     value_of = {0: 0}  # of the program -> of the net
     shapes: dict[int, Shape] = {0: shape}
+    needed = _needed(program)
     for number, step in enumerate(program.steps):
+        if number + 1 not in needed:  # tensors that the network holds and does not read
+            continue
         read = [value_of[value] for value in step.inputs]
         try:
             found = _nodes(_Call(step, tuple(read), [shapes[value] for value in read], file))
@@ -58,6 +61,15 @@ def lower(file: File) -> Net:
             shapes[len(nodes)] = node.shape
         value_of[number + 1] = len(nodes) if found else read[0]
     return fused(Net(shape, tuple(nodes), value_of[program.outputs[0]]))
+
+
+def _needed(program: Program) -> set[int]:
+    """Return the numbers of the values that the output depends on."""
+    needed = {program.outputs[0]}
+    for number, step in reversed(list(enumerate(program.steps, 1))):
+        if number in needed:
+            needed.update(step.inputs)
+    return needed
 
 
 @dataclass(frozen=True)

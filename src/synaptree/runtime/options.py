@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from synaptree.runtime import lookup, moves, outputs, planes, rows, simple
 from synaptree.runtime.fastest import Option
-from synaptree.runtime.ir import Net, Node
+from synaptree.runtime.ir import EngineError, Net, Node
 from synaptree.runtime.layout import UNROLLED, Layout, flat, is_flat
 from synaptree.runtime.place import LANES, Place, place
 
@@ -61,14 +61,18 @@ def options(net: Net, number: int, where: Layout, isa: str, dense: bool = False)
         where: values lie.
         isa: instruction set.
         dense: only those that ignore zeros.
+
+    Raises:
+        EngineError: there is none.
     """
     node = net.nodes[number - 1]
     residual = None if node.residual is None else where.places[node.residual]
     site = _Site(isa, node, [where.places[value] for value in node.inputs], where.places[number], residual, dense)
-    if node.op == "linear":
-        return list(_linear(site))
-    if node.op == "conv":
-        return list(_conv(site))
+    if node.op in ("linear", "conv"):
+        found = list(_linear(site)) if node.op == "linear" else list(_conv(site)) or list(_last_resort(site))
+        if not found and not dense:
+            raise EngineError(f"{node.op} {node.name!r}: no kernel computes it")
+        return found
     if node.op == "flatten":
         return [Option("copy", lambda _: [moves.copy(isa, site.x, site.y)])] if number in where.copied else []
     return [Option(node.op, lambda _: _SIMPLE[node.op](site))]
@@ -180,6 +184,36 @@ def _outputs_conv(site: _Site, variant: outputs.Variant, _: int) -> Steps:
     own = {name: site.node.options[name] for name in ("stride", "padding", "dilation")} | site.bounds
     more = {"residual": site.residual, "variant": variant, **own}
     return [outputs.conv(site.isa, site.weight, site.bias, site.x, site.y, **more)]
+
+
+def _last_resort(site: _Site) -> Iterator[Option]:
+    """Any convolution of one sample, for those that no kernel is made for: groups as zeros, borders as a copy."""
+    if site.dense or site.x.lanes > 1:
+        return
+    own, x = site.node.options, site.x
+    wide = x
+    if x.top < own["padding"][0] or x.left < own["padding"][1]:
+        wide = place((x.channels, x.height, x.width), 1, *own["padding"])
+    whole = replace(site, node=replace(site.node, weight=_without_groups(site)), inputs=[wide])
+    for kind in outputs.variants(whole.weight, wide, site.y):
+        form = kind if own["groups"] == 1 else replace(kind, vectors=1)  # few outputs read the same inputs
+
+        def make(scratch: int, form: outputs.Variant = form) -> Steps:
+            if wide is x:
+                return _outputs_conv(whole, form, scratch)
+            copied = wide.moved(scratch)
+            return [moves.copy(site.isa, x, copied), *_outputs_conv(replace(whole, inputs=[copied]), form, scratch)]
+
+        yield Option(f"last resort, {_outputs_name(form)}", make, 0 if wide is x else wide.bytes)
+
+
+def _without_groups(site: _Site) -> Floats:
+    """Return the weights of all inputs of each output, zeros for those of other groups."""
+    groups, (outs, channels, *kernel) = site.node.options["groups"], site.weight.shape
+    whole = np.zeros((groups, outs // groups, groups, channels, *kernel), np.float32)
+    each = np.arange(groups)
+    whole[each, :, each] = site.weight.reshape(groups, outs // groups, channels, *kernel)
+    return whole.reshape(outs, groups * channels, *kernel)
 
 
 def _split_options(site: _Site) -> Iterator[Option]:

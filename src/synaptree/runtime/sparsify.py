@@ -1,9 +1,8 @@
 """A PyTorch model whose sparse layers run on the engine's kernels; all else stays torch's."""
 
 import copy
-from typing import Any
+from typing import Any, TypeGuard
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,8 +38,9 @@ class SparseLayer(nn.Module):
             raise EngineError(f"weights of {layer.weight.dtype} on {layer.weight.device}: wanted float32 on the cpu")
         self.kept = layer.extra_repr()
         self.threads = threads
-        self.weight = layer.weight.detach().numpy().copy()
-        self.bias = None if layer.bias is None else layer.bias.detach().numpy().copy()
+        # tensors for whoever looks at them, and no parameters: the engine would not see them change
+        self.weight = layer.weight.detach().clone(memory_format=torch.contiguous_format)
+        self.bias = None if layer.bias is None else layer.bias.detach().clone()
         self.options: dict[str, Any] = {}
         if isinstance(layer, nn.Conv2d):
             if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
@@ -53,18 +53,32 @@ class SparseLayer(nn.Module):
         """Map `(..., inputs)`, or `(samples, channels, height, width)`, to the layer's outputs.
 
         Raises:
-            EngineError: gradients are asked for, of which it knows none.
+            EngineError: gradients are asked for, of which it knows none; or x is of another shape or kind.
         """
-        if torch.is_grad_enabled() and x.requires_grad:
-            raise EngineError("a sparsified layer knows no gradients; run it under torch.no_grad()")
-        given = x if self.options else x.reshape(-1, x.shape[-1])
-        numbers = np.ascontiguousarray(given.detach().numpy())
+        self._require(x)
+        axes = 3 if self.options else 1
+        before, sample = x.shape[:-axes], x.shape[-axes:]
+        numbers = x.detach().reshape(-1, *sample).contiguous().numpy()
         out = torch.from_numpy(self._engine(numbers.shape)(numbers))
-        return out if self.options else out.reshape(*x.shape[:-1], -1)
+        return out.reshape(*before, *out.shape[1:])
 
     def extra_repr(self) -> str:
         """Return the layer's own description and its density."""
-        return f"{self.kept}, density={np.count_nonzero(self.weight) / self.weight.size:.3g}"
+        return f"{self.kept}, density={int(self.weight.count_nonzero()) / self.weight.numel():.3g}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_engines": {}}  # of this process; a copy plans its own
+
+    def _require(self, x: Tensor) -> None:
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise EngineError("a sparse layer knows no gradients; run it under torch.no_grad()")
+        inputs = self.weight.shape[1] * self.options.get("groups", 1)
+        fits = x.shape[-3:-2] == (inputs,) and x.dim() in (3, 4) if self.options else x.shape[-1:] == (inputs,)
+        if not fits or x.dtype != torch.float32 or x.device.type != "cpu":
+            wanted = f"(samples, {inputs}, height, width)" if self.options else f"(..., {inputs})"
+            raise EngineError(
+                f"x of {x.dtype} and shape {tuple(x.shape)} on {x.device}: wanted float32 of shape {wanted} on the cpu"
+            )
 
     def _engine(self, shape: tuple[int, ...]) -> Engine:
         """Return the engine for a shape of samples; the first call plans it."""
@@ -74,16 +88,21 @@ class SparseLayer(nn.Module):
         return self._engines[shape[1:]]
 
     def _net(self, shape: tuple[int, ...]) -> Net:
-        out = self.weight.shape[:1]
-        if self.options:
-            own = (self.options[name] for name in ("stride", "padding", "dilation"))
-            sizes = (
-                (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-                for size, kernel, stride, padding, dilation in zip(shape[1:], self.weight.shape[2:], *own, strict=True)
-            )
-            out = (*out, *sizes)
         op = "conv" if self.options else "linear"
-        return Net(shape, (Node(op, op, (0,), out, self.weight, self.bias, self.options),), 1)
+        out = (self.weight.shape[0], *self._image(shape)) if self.options else (self.weight.shape[0],)
+        bias = None if self.bias is None else self.bias.numpy()
+        return Net(shape, (Node(op, op, (0,), out, self.weight.numpy(), bias, self.options),), 1)
+
+    def _image(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return height and width of what a convolution gives."""
+        options = (self.options[name] for name in ("stride", "padding", "dilation"))
+        found = tuple(
+            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for size, kernel, stride, padding, dilation in zip(shape[1:], self.weight.shape[2:], *options, strict=True)
+        )
+        if min(found) < 1:
+            raise EngineError(f"a kernel of {tuple(self.weight.shape[2:])} finds no place in an image of {shape[1:]}")
+        return found
 
 
 def sparsify(model: nn.Module, threads: int = 1, density: float = SPARSE) -> nn.Module:
@@ -98,7 +117,7 @@ def sparsify(model: nn.Module, threads: int = 1, density: float = SPARSE) -> nn.
         density: of non-zero weights, below which a layer is handed over.
 
     Raises:
-        EngineError: no layer is that sparse.
+        EngineError: no layer is that sparse, or has hooks, which are left where they are.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 2))
@@ -107,25 +126,32 @@ def sparsify(model: nn.Module, threads: int = 1, density: float = SPARSE) -> nn.
         ('SparseLayer', 'Linear')
     """
     found = copy.deepcopy(model).eval()
-    handed = 0
-    for name, layer in list(found.named_modules()):
-        if not _fits(layer, density):
-            continue
-        handed += 1
-        if not name:
-            return SparseLayer(layer, threads)
-        parent, _, own = name.rpartition(".")
-        setattr(found.get_submodule(parent), own, SparseLayer(layer, threads))
+    handed = {layer: SparseLayer(layer, threads).eval() for layer in found.modules() if _fits(layer, density)}
     if not handed:
-        raise EngineError(f"no linear layer or 2-d convolution in float32 on the cpu has a density below {density}")
+        raise EngineError(
+            f"no linear layer or 2-d convolution in float32 on the cpu, without hooks, has a density below {density}"
+        )
+    if found in handed:
+        return handed[found]
+    for parent in list(found.modules()):
+        for name, layer in parent._modules.items():
+            if layer in handed:
+                setattr(parent, name, handed[layer])
+        # else torch's fused encoder takes the weights, and passes by the layers
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            parent.activation_relu_or_gelu = 0
+        if isinstance(parent, nn.TransformerEncoder):
+            parent.use_nested_tensor = False
     return found
 
 
-def _fits(layer: nn.Module, density: float) -> bool:
+def _fits(layer: nn.Module, density: float) -> TypeGuard[nn.Linear | nn.Conv2d]:
     if type(layer) not in (nn.Linear, nn.Conv2d) or not isinstance(layer.weight, Tensor):
         return False
     if layer.weight.dtype != torch.float32 or layer.weight.device.type != "cpu" or not layer.weight.numel():
         return False
     if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
+        return False
+    if layer._forward_hooks or layer._forward_pre_hooks:  # which would go with it
         return False
     return int(layer.weight.count_nonzero()) < density * layer.weight.numel()

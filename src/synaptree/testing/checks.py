@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from synaptree.artifact.syn import save
 from synaptree.core.layer import layers_of
 from synaptree.core.method import METHODS, Method, build
 from synaptree.core.rule import Density, Group, Part
@@ -325,6 +328,26 @@ def golden_edits_come_out(subject: Subject) -> str | None:
     return None
 
 
+def engine_gives_the_same_outputs(subject: Subject) -> str | None:
+    """The finished network, saved as a `.syn` file and run by the engine: within 1e-5 of the largest output."""
+    if reason := _without_engine():
+        return reason
+    from synaptree.runtime.engine import Engine
+
+    for toy in subject.toys(DENSE, CONVOLUTIONAL, RESIDUAL, ONE_ROW, TIED):
+        trial = Trial(subject.method(), toy).run()
+        trial.finish()
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "network.syn"
+            save(trial.model.eval(), path, example_input=trial.inputs, topology=trial.topology)
+            y = torch.from_numpy(Engine(path, batch=len(trial.inputs))(trial.inputs.numpy()))
+        with torch.no_grad():
+            wanted = trial.model(trial.inputs)
+        same = torch.allclose(y, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()) + 1e-12)
+        require(same, f"{toy.name}: wanted the outputs {wanted}, got {y}")
+    return None
+
+
 CHECKS: Mapping[str, Check] = {
     check.__name__: check
     for check in (
@@ -332,10 +355,19 @@ CHECKS: Mapping[str, Check] = {
         model_stays_plain, resumes_bitwise, same_seed_same_network, newborns_start_at_zero,
         ties_go_to_the_lowest_index, extremes_are_met, amp_skips_do_not_count, pieces_of_a_batch_are_the_batch,
         compiled_model_gets_the_same_masks, half_precision_works, survivors_are_left_alone,
-        repr_builds_it_again, card_is_complete, golden_edits_come_out,
+        repr_builds_it_again, card_is_complete, golden_edits_come_out, engine_gives_the_same_outputs,
     )
 }  # fmt: skip
 """Every check by its name: `Subject -> None`, or the reason why it does not apply."""
+
+
+def _without_engine() -> str | None:
+    """Return why the engine cannot be asked; None if it can."""
+    try:
+        from synaptree.runtime.engine import instruction_set
+    except ModuleNotFoundError as missing:
+        return f"the engine needs {missing.name}: pip install 'synaptree[pack]'"
+    return "the engine was installed without its compiled kernels" if instruction_set() == "none" else None
 
 
 def _promised(rule: Density, step: int, alive: int, total: int) -> int:
