@@ -1,11 +1,12 @@
 """Networks of int8 linear layers, computed in whole numbers."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from synaptree.runtime import lookup
+from synaptree.runtime import lookup, quads
 from synaptree.runtime.fastest import Choice, Option, Plan, Timing
 from synaptree.runtime.ir import Net, Node
 from synaptree.runtime.quantise import Bytes, Floats, bytes_place, floats_place, leave_rows, quantise
@@ -47,14 +48,16 @@ def plan_integers(net: Net, samples: int, isa: str, *, budget: float, kernels: S
     sketch = _Sketch(net, samples, isa)
     x = np.random.default_rng(0).standard_normal((samples, sketch.features)).astype(np.float32)
     out = np.empty((samples, sketch.layers[-1].shape[0]), np.float32)
-    timing = Timing(sketch.bytes, 0, budget, dict(enumerate(kernels or ())), x)
+    found = [list(sketch.options(number)) for number in range(len(sketch.layers))]
+    scratch = max(option.scratch for several in found for option in several)
+    timing = Timing(sketch.bytes, scratch, budget, dict(enumerate(kernels or ())), x)
     enter = quantise(isa, sketch.features, sketch.inputs[0], **sketch.given[0])
     choices = [Choice(None, "enter", enter.time(timing.arena, 3, x), [enter], {})]
-    for number, node in enumerate(sketch.layers):
-        choices.append(timing.choose(node, list(sketch.options(number)), number + 1))
+    for number, (node, several) in enumerate(zip(sketch.layers, found, strict=True), 1):
+        choices.append(timing.choose(node, several, number))
     leave = leave_rows(isa, sketch.outputs[-1])
     choices.append(Choice(None, "leave", leave.time(timing.arena, 3, None, out), [leave], {}))
-    return Plan(samples, tuple(choices), sketch.bytes)
+    return Plan(samples, tuple(choices), timing.end)
 
 
 class _Sketch:
@@ -84,26 +87,27 @@ class _Sketch:
         node = self.layers[number]
         assert node.integers is not None
         for variant in lookup.variants_int8(self.isa, node.integers, self.samples):
-            yield Option(f"int8 {variant}", self._made(number, variant))
+            yield Option(f"int8 {variant}", partial(self._look_up, number, variant))
+        if quads.offered(self.isa, self.samples):
+            scratch = quads.sums_bytes(node.shape[0], self.samples)
+            yield Option("int8 quads", partial(self._multiply_quads, number), scratch)
 
-    def _made(self, number: int, variant: lookup.Variant) -> Callable[[int], list[Any]]:
+    def _look_up(self, number: int, variant: lookup.Variant, _: int) -> list[Any]:
+        return self._steps(number, partial(lookup.linear_int8, variant=variant))
+
+    def _multiply_quads(self, number: int, scratch: int) -> list[Any]:
+        return self._steps(number, partial(quads.linear_quads, sums=scratch))
+
+    def _steps(self, number: int, linear: Callable[..., Any]) -> list[Any]:
+        """Return the steps of a layer, up to the bytes of the next."""
         node, last = self.layers[number], number + 1 == len(self.layers)
         following = None if last else self.given[number + 1].get("scale")
         straight = following is not None  # to the next layer's bytes
         y: Bytes | Floats = self.inputs[number + 1] if straight else self.outputs[number]
-        scales = {**self.given[number], "output_scale": following}
-
-        def make(_: int) -> list[Any]:
-            assert node.integers is not None
-            assert node.scales is not None
-            step = lookup.linear_int8(
-                self.isa, node.integers, node.scales, node.bias, self.inputs[number], y, low=node.low, high=node.high,
-                variant=variant, **scales,
-            )  # fmt: skip
-            if last or straight:
-                return [step]
-            return [step, quantise(self.isa, self.outputs[number], self.inputs[number + 1], **self.given[number + 1])]
-
-        return make
-
-
+        step = linear(
+            self.isa, node.integers, node.scales, node.bias, self.inputs[number], y, low=node.low, high=node.high,
+            output_scale=following, **self.given[number],
+        )  # fmt: skip
+        if last or straight:
+            return [step]
+        return [step, quantise(self.isa, self.outputs[number], self.inputs[number + 1], **self.given[number + 1])]
