@@ -57,7 +57,7 @@ bench: $(VENV)/ready
 
 # torch goes first and alone, so that nothing asked for beside it can draw in another build of it; then what builds the
 # extension, which is used again whenever the package is installed anew
-$(VENV)/ready: pyproject.toml constraints.txt CMakeLists.txt
+$(VENV)/ready: pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*.cpp native/*.h)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch

@@ -110,8 +110,8 @@ void bind(nb::module_& m) {
              nb::kw_only(), "steps"_a, "shared"_a, "arena"_a, "lanes"_a, "x_shape"_a, "y_shape"_a, "threads"_a, "batch"_a,
              "quick"_a, "other"_a.none())
         .def_prop_ro("bytes", [](const Callable& self) { return self.network.bytes(); })
-        .def("run", run, "x"_a, "out"_a)
-        .def("__call__", call, "x"_a);
+        .def("run", run, "x"_a.none(), "out"_a.none())
+        .def("__call__", call, "x"_a.none());
 }
 
 const Binding binding(bind);

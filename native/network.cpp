@@ -30,13 +30,9 @@ Crew::Crew(int threads) : process_(process()) {
     for (int thread = 1; thread < threads; thread++) threads_.emplace_back([this, thread] { wait_for_work(thread); });
 }
 
-int Crew::size() const { return process() == process_ ? int(threads_.size()) + 1 : 1; }
+bool Crew::forked() const { return process() != process_; }
 
 Crew::~Crew() {
-    if (process() != process_) {  // they are not in this process
-        for (auto& thread : threads_) thread.detach();
-        return;
-    }
     {
         const std::lock_guard lock(mutex_);
         over_ = true;
@@ -84,7 +80,7 @@ Network::Network(std::vector<Step> steps, std::vector<bool> shared, int64_t aren
             throw std::invalid_argument("a step takes other samples than the network");
     }
     for (int thread = 0; thread < threads; thread++) arenas_.push_back(std::make_unique<Arena>(arena_bytes));
-    if (threads > 1) crew_ = std::make_unique<Crew>(threads);
+    if (threads > 1) crew_.reset(new Crew(threads));
 }
 
 int64_t Network::bytes() const { return int64_t(arenas_.size()) * arenas_[0]->bytes; }

@@ -24,8 +24,10 @@ class Crew {
 public:
     explicit Crew(int threads);  // the caller's own included
     ~Crew();
+    // Whether this is another process than the one it was made in, where its threads are not.
+    bool forked() const;
     // Threads that are there: in a forked process the caller's alone.
-    int size() const;
+    int size() const { return forked() ? 1 : int(threads_.size()) + 1; }
     // Calls work(thread) once on every thread, and returns when all are done.
     void run(const std::function<void(int)>& work);
 
@@ -40,6 +42,13 @@ private:
     int left_ = 0;
     const int64_t process_;
     bool over_ = false;
+};
+
+// Lets go of a crew; in a forked process it stays as it is, for there is nobody to wait for.
+struct Dismiss {
+    void operator()(Crew* crew) const {
+        if (!crew->forked()) delete crew;
+    }
 };
 
 class Network {
@@ -60,7 +69,7 @@ private:
     std::vector<bool> shared_;
     int64_t lanes_, x_features_, y_features_;
     std::vector<std::unique_ptr<Arena>> arenas_;
-    std::unique_ptr<Crew> crew_;
+    std::unique_ptr<Crew, Dismiss> crew_;
 };
 
 }  // namespace synaptree

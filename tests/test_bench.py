@@ -17,7 +17,7 @@ from synaptree.core.errors import NumericError, OptionError, SynaptreeError
 from synaptree.measure import bench as module
 from synaptree.measure import contenders as others
 from synaptree.measure.bench import OURS, Benchmark, Row, bench, timed
-from synaptree.measure.contenders import CONTENDERS, DEFAULT, Model, Runtime, contenders, require_equal
+from synaptree.measure.contenders import CONTENDERS, DEFAULT, Model, Runtime, contenders, installed, require_equal
 from synaptree.measure.memory import peak_memory
 from synaptree.train import zoo
 
@@ -391,7 +391,7 @@ def test_the_command_prints_a_table_and_writes_json(file, capsys, tmp_path):
 
 @pytest.mark.usefixtures("stand_in")
 def test_without_names_the_usual_ones_are_meant(file, monkeypatch, capsys):
-    monkeypatch.setattr(module, "DEFAULT", {**DEFAULT, "fp32": ("torch",)})
+    monkeypatch.setattr(module, "installed", lambda _: ("torch",))
     command.bench_file(file, batch="1", seconds=1e-9)
     assert " torch " in capsys.readouterr().out
 
@@ -469,3 +469,9 @@ def test_networks_of_the_benchmark_have_the_density_asked_for_and_finite_outputs
         assert shares[-1] == pytest.approx(case.last or case.density, abs=0.06)
         shape = benchmark.shape_of(case) if not case.options else (200,)
         assert model(torch.randn(2, *shape)).isfinite().all()
+
+
+def test_what_is_not_installed_is_left_out(monkeypatch):
+    monkeypatch.setattr(others, "find_spec", lambda name: None if name.startswith("o") else object())
+    assert installed("fp32") == ("torch",)
+    assert set(installed("fp32")) < set(DEFAULT["fp32"])

@@ -1,3 +1,4 @@
+import copy
 import gc
 import json
 import os
@@ -143,12 +144,24 @@ def test_a_plan_that_was_kept_is_taken_again(tmp_path, monkeypatch):
     first = Engine(path, plan=plan)
     monkeypatch.setattr(module, "_PLANS", {})
     kept = json.loads(plan.read_text())
-    assert list(kept.values()) == [["fp32 1", *first.plans[1].kernels]]
+    assert list(kept["plans"].values()) == [["fp32 1", *first.plans[1].kernels]]
     assert Engine(path, plan=plan).plans[1].kernels == first.plans[1].kernels
-    plan.write_text("{not json")
+    plan.write_text(plan.read_text().replace("lookup", "abacus"))  # kernels that are no more
     monkeypatch.setattr(module, "_PLANS", {})
-    assert Engine(path, plan=plan).plans[1].kernels  # a damaged plan is made anew
-    assert json.loads(plan.read_text())
+    again = Engine(path, plan=plan).plans[1].kernels
+    assert list(json.loads(plan.read_text())["plans"].values()) == [["fp32 1", *again]]
+    assert "abacus" not in plan.read_text()
+
+
+@pytest.mark.parametrize("content", ["my notes", "{not json", "[]", "5", '{"a": 1}', "[" * 100_000])
+def test_a_file_that_holds_no_plans_is_left_as_it_is(content, tmp_path):
+    path = filed(nn.Sequential(nn.Linear(3, 2)), (3,), tmp_path)
+    (tmp_path / "precious").write_text(content)
+    with pytest.raises(EngineError, match="no file of plans"):
+        Engine(path, plan=tmp_path / "precious")
+    assert (tmp_path / "precious").read_text() == content
+    (tmp_path / "empty").touch()
+    assert Engine(path, plan=tmp_path / "empty").plans[1].kernels
 
 
 def test_an_engine_used_from_many_threads_is_never_wrong(tmp_path):
@@ -178,7 +191,9 @@ def test_in_a_forked_process_an_engine_goes_on_with_the_callers_thread(tmp_path)
     wanted = engine(x)
     child = os.fork()
     if not child:
-        os._exit(0 if np.array_equal(engine(x), wanted) else 1)
+        right = np.array_equal(engine(x), wanted)
+        del engine
+        os._exit(0 if right else 1)
     assert os.waitpid(child, 0)[1] == 0
     np.testing.assert_array_equal(engine(x), wanted)
 
@@ -200,6 +215,29 @@ def test_a_plan_of_another_kind_of_numbers_is_made_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_PLANS", {})
     Engine(path, plan=plan)
     assert "fp32 1" in plan.read_text()
+
+
+def test_samples_of_whole_numbers_do_not_know_each_other(tmp_path):
+    path = filed(sparse(zoo.build("lenet_300_100"), 0.1), (1, 28, 28), tmp_path, values="int8")  # no ranges
+    engine = Engine(path, batch=4, numbers="int8")
+    x = np.random.default_rng(0).standard_normal((4, 1, 28, 28), np.float32)
+    wanted = engine(x)
+    x[0] = 1e6
+    np.testing.assert_array_equal(engine(x)[1:], wanted[1:])
+    x[0] = np.inf
+    np.testing.assert_array_equal(engine(x)[1:], wanted[1:])
+
+
+def test_the_kind_of_numbers_can_be_chosen(tmp_path):
+    model = sparse(zoo.build("lenet_300_100"), 0.1)
+    path = filed(model, (1, 28, 28), tmp_path, values="int8")
+    for numbers in ("int8", "fp32"):
+        kernels = Engine(path, batch=16, numbers=numbers).plans[16].kernels
+        assert any(kernel.startswith("int8") for kernel in kernels) == (numbers == "int8")
+    with pytest.raises(EngineError, match="fp32 or int8"):
+        Engine(path, numbers="int4")
+    with pytest.raises(EngineError, match="linear layers alone"):
+        Engine(filed(model, (1, 28, 28), tmp_path), numbers="int8")
 
 
 def test_layers_of_whole_numbers_are_explained_by_their_own_names(tmp_path):
@@ -256,8 +294,34 @@ def test_input_and_output_may_not_share_memory(tmp_path):
         engine.run(x, x)
 
 
-@pytest.mark.parametrize("options", [{"threads": 0}, {"batch": 0}])
-def test_fewer_than_one_of_anything_is_refused(options, tmp_path):
+def test_run_goes_on_without_the_engine_and_keeps_the_latest_sizes(tmp_path):
+    model = sparse(zoo.build("lenet_300_100"), 0.1)
+    engine = Engine(filed(model, (1, 28, 28), tmp_path), batch=2)
+    run, sizes = engine.run, engine._sizes
+    del engine
+    gc.collect()
+    x = np.random.default_rng(0).standard_normal((20, 1, 28, 28), np.float32)
+    wanted = model(torch.from_numpy(x)).detach().numpy()
+    for batch in range(1, 21):
+        close(run(x[:batch], np.empty((batch, 10), np.float32)), wanted[:batch])
+    assert list(sizes.networks) == list(range(5, 21))
+
+
+def test_an_engine_is_of_one_process(tmp_path):
+    engine = Engine(filed(nn.Sequential(nn.Linear(3, 2)), (3,), tmp_path))
+    with pytest.raises(TypeError, match="make another from the file"):
+        copy.deepcopy(engine)
+
+
+def test_bytes_of_any_kind_are_a_file(tmp_path):
+    data = filed(nn.Sequential(nn.Linear(3, 2)), (3,), tmp_path).read_bytes()
+    x = np.ones((1, 3), np.float32)
+    for kind in (bytes, bytearray, memoryview):
+        np.testing.assert_array_equal(Engine(kind(data))(x), Engine(data)(x))
+
+
+@pytest.mark.parametrize("options", [{"threads": 0}, {"batch": 0}, {"batch": 2.5}, {"threads": 10_000}, {"batch": "4"}])
+def test_what_is_no_number_of_threads_or_samples_is_refused(options, tmp_path):
     with pytest.raises(EngineError, match="at least 1"):
         Engine(filed(nn.Sequential(nn.Linear(2, 2)), (2,), tmp_path), **options)
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from synaptree.core.errors import OptionError, SynaptreeError
+from synaptree.core.errors import OptionError, SynaptreeError, unknown
 from synaptree.measure.clock import Ratio, Timings
-from synaptree.measure.contenders import DEFAULT, TOLERANCES, Contender, Model, contenders, require_equal
+from synaptree.measure.contenders import CONTENDERS, TOLERANCES, Contender, Model, contenders, installed, require_equal
 from synaptree.measure.memory import ENGINE, peak_memory
 
 __all__ = ["OURS", "Benchmark", "Row", "bench", "timed", "versions"]
@@ -116,7 +116,8 @@ def bench(
 
     Args:
         file: a `.syn` file of a network of one input and one output.
-        against: names of `synaptree.measure.contenders`; the default ones if left out, none if empty.
+        against: names of `synaptree.measure.contenders`; the default ones that are installed if left out, none if
+            empty.
         batches: numbers of samples.
         threads: numbers of threads; torch's own number is what it was when all is done.
         seconds: that each setting is measured for, and five rounds at least.
@@ -138,7 +139,9 @@ def bench(
     engine = _engine() if engine is None else engine
     model, stored = Model(file), _stored(file)
     precision = precision or stored
-    names = DEFAULT.get(precision, ()) if against is None else tuple(against)
+    if precision not in CONTENDERS:
+        raise unknown("precision", precision, CONTENDERS)
+    names = installed(precision) if against is None else tuple(against)
     tolerance = max(TOLERANCES[stored], TOLERANCES.get(precision, 0.0))
     rows: list[Row] = []
     before = torch.get_num_threads()

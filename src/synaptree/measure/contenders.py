@@ -9,6 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -29,7 +30,7 @@ from synaptree.artifact.syn import load
 from synaptree.core.errors import NumericError, OptionError, SynaptreeError, unknown
 from synaptree.graph.trace import reason
 
-__all__ = ["CONTENDERS", "DEFAULT", "TOLERANCES", "Contender", "Model", "contenders", "require_equal"]
+__all__ = ["CONTENDERS", "DEFAULT", "TOLERANCES", "Contender", "Model", "contenders", "installed", "require_equal"]
 
 Array = npt.NDArray[Any]
 Call = Callable[[], Array]
@@ -268,6 +269,16 @@ def require_equal(outputs: Iterable[tuple[str, Array]], wanted: Array, tolerance
             raise NumericError(
                 f"{name} computes something else: outputs differ by up to {off:.3g}, wanted at most {limit:.3g}"
             )
+
+
+def installed(precision: str) -> tuple[str, ...]:
+    """Return the names of `DEFAULT` whose libraries are there."""
+    there = (name for name in DEFAULT[precision] if all(map(_found, CONTENDERS[precision][name].modules)))
+    return tuple(there)
+
+
+def _found(module: str) -> bool:
+    return find_spec(module.partition(".")[0]) is not None
 
 
 def _made(task: Task, name: str, precision: str) -> Contender:

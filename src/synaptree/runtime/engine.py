@@ -1,25 +1,23 @@
 """The engine: a `.syn` file in, outputs out, as fast as this machine can."""
 
 import hashlib
-import json
 import os
 import warnings
-import weakref
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from synaptree.format.file import File, decode, read_file
-from synaptree.format.replacing import replacing
 from synaptree.runtime import reference
 from synaptree.runtime.explain import Explanation, explained
 from synaptree.runtime.ir import EngineError, Net
 from synaptree.runtime.lower import lower
+from synaptree.runtime.planfile import read_plan, write_plan
 
 try:
     from synaptree.runtime import _native
@@ -34,8 +32,11 @@ __all__ = ["Engine", "instruction_set"]
 
 Floats = npt.NDArray[np.float32]
 ISA = "SYNAPTREE_ISA"
+NUMBERS = ("fp32", "int8")
+MOST_THREADS, MOST_BATCH = 256, 1 << 24
+MOST_SIZES = 16  # beside the one it was made for
 QUICK = 20e-6  # seconds below which it does not pay to let other Python threads in
-_PLANS: dict[str, list[str]] = {}  # kernels chosen before in this process
+_PLANS: dict[tuple[str, float], list[str]] = {}  # kernels chosen before in this process
 
 
 class Engine:
@@ -47,15 +48,19 @@ class Engine:
     Args:
         file: path of a `.syn` file, its bytes, a `File`, or a network in the engine's own operators.
         threads: that share the work; more than one pay for batches of several blocks and for large layers.
-        batch: samples that a call mostly brings; others work as well, and are planned when they first come.
+        batch: samples that a call mostly brings; others work as well, and are planned when they first come. The sixteen
+            latest are kept.
+        numbers: "int8" computes in whole numbers, where the file is of int8 linear layers alone; "fp32" in floats. By
+            default the faster.
         budget: seconds for trying at load, for each number of lanes.
-        plan: path of a JSON file to read the plan from, and to write it to if it is not there or is of another network,
-            batch or instruction set.
+        plan: path of a JSON file to read the plan from, and to write it to where it is not in there, or names kernels
+            that are no more.
 
     One engine may be used from several threads: they take turns.
 
     Raises:
-        EngineError: the network has something the engine cannot compute, `threads` or `batch` is below 1.
+        EngineError: the network has something the engine cannot compute, `threads` or `batch` is below 1, or `plan` is
+            a file of another kind.
         FormatError: it is no such file.
 
     Example:
@@ -72,24 +77,28 @@ class Engine:
 
     def __init__(
         self,
-        file: str | Path | bytes | File | Net,
+        file: str | Path | bytes | bytearray | memoryview | File | Net,
         threads: int = 1,
         batch: int = 1,
         *,
+        numbers: str | None = None,
         budget: float = 2.0,
         plan: str | Path | None = None,
     ) -> None:
-        if threads < 1 or batch < 1:
-            raise EngineError(f"threads {threads} and batch {batch}: wanted at least 1 of each")
+        threads, batch = _whole("threads", threads, MOST_THREADS), _whole("batch", batch, MOST_BATCH)
+        if numbers not in (None, *NUMBERS):
+            raise EngineError(f"numbers {numbers!r}: wanted {' or '.join(NUMBERS)}")
         self.net = _net(file)
-        self.threads, self.batch, self.budget, self.isa = threads, batch, budget, instruction_set()
-        self._digest = _digest(self.net)
-        self._kept = None if plan is None else Path(plan)
-        self._networks: dict[int, Any] = {}
-        self.plans: dict[int, Plan] = {}
-        network = self._network(batch)
+        self.threads, self.batch, self.isa = threads, batch, instruction_set()
+        self._sizes = _Sizes(self.net, threads, numbers, float(budget), None if plan is None else Path(plan))
+        network = self._sizes.network(batch, self._sizes.run) if BUILT else _Plain(self.net)
         self._call: Callable[[Floats], Floats] = network
         self.run = network.run  # type: ignore[method-assign]
+
+    @property
+    def plans(self) -> Mapping[int, "Plan"]:
+        """What was planned so far, by batch."""
+        return self._sizes.plans
 
     def __call__(self, x: Floats) -> Floats:
         """Return the outputs for samples `(samples, ...)`, float32, as a new array.
@@ -115,40 +124,57 @@ class Engine:
         """
         return explained(self.net, self.plans.get(self.batch), self.isa, self.batch, dense)
 
-    def _network(self, batch: int) -> Any:
-        if not BUILT:
-            return _Plain(self.net)
-        if batch not in self._networks:
-            found = self._plan(batch)
-            self.plans[batch] = found
-            self._networks[batch] = _native.Network(
-                steps=found.steps, shared=found.shared, arena=found.arena, lanes=found.lanes,
-                x_shape=list(self.net.shape), y_shape=list(self.net.shape_of(self.net.output)), threads=self.threads,
-                batch=batch, quick=found.seconds * ceil(batch / found.lanes) < QUICK,
-                other=_weakly(self),
-            )  # fmt: skip
-        return self._networks[batch]
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an engine is of one process: make another from the file")
 
-    def _other(self, x: Floats, out: Floats) -> Floats:
-        """Run a batch of another size than planned for."""
-        result: Floats = self._network(max(1, len(x))).run(x, out)
+
+class _Sizes:
+    """Plans a network for each number of samples that comes, and keeps the latest."""
+
+    def __init__(self, net: Net, threads: int, numbers: str | None, budget: float, kept: Path | None) -> None:
+        self.net, self.threads, self.numbers, self.budget, self.kept = net, threads, numbers, budget, kept
+        self.isa, self.digest = instruction_set(), _digest(net)
+        self.plans: dict[int, Plan] = {}
+        self.networks: dict[int, Any] = {}  # of sizes that the engine was not made for
+
+    def run(self, x: Floats, out: Floats) -> Floats:
+        """Run a batch of another size than the engine was made for."""
+        batch = len(x)
+        network = self.networks.pop(batch, None) or self.network(batch, None)
+        self.networks[batch] = network  # the latest stands last
+        for old in list(self.networks)[:-MOST_SIZES]:
+            del self.networks[old], self.plans[old]
+        result: Floats = network.run(x, out)
         return result
 
-    def _plan(self, batch: int) -> "Plan":
-        """Return the fastest plan among those of the numbers of lanes that suit a batch."""
-        key = f"{self._digest} {self.isa} {batch}"
-        ways = _ways(batch, self.net)
-        kept = _read_plan(self._kept, key, ways)
-        known = kept or _PLANS.get(key)
-        ways = [known[0]] if known else ways
-        tried = {way: self._planned(way, known[1:] if known else None) for way in ways}
-        way = min(tried, key=lambda way: tried[way].seconds * ceil(batch / tried[way].lanes))
-        _PLANS[key] = [way, *tried[way].kernels]
-        if self._kept and not kept:
-            _write_plan(self._kept, key, _PLANS[key])
+    def network(self, batch: int, other: Callable[[Floats, Floats], Floats] | None) -> Any:
+        """Return the network planned for a batch; `other` runs what is of another size."""
+        found = self.plans[batch] = self.plan(batch)
+        return _native.Network(
+            steps=found.steps, shared=found.shared, arena=found.arena, lanes=found.lanes,
+            x_shape=list(self.net.shape), y_shape=list(self.net.shape_of(self.net.output)), threads=self.threads,
+            batch=batch, quick=found.seconds * ceil(batch / found.lanes) < QUICK, other=other,
+        )  # fmt: skip
+
+    def plan(self, batch: int) -> "Plan":
+        """Return the fastest plan among those of the kinds of numbers and of lanes that suit a batch."""
+        key = f"{self.digest} {self.isa} {batch} {self.numbers or 'any'}"
+        ways = [way for way in _ways(batch, self.net) if way.startswith(self.numbers or "")]
+        if not ways:
+            raise EngineError("numbers int8: wanted a network of linear layers alone, packed in int8")
+        kept = None if self.kept is None else read_plan(self.kept, key, ways)
+        known = kept or _PLANS.get((key, self.budget))
+        tried = {
+            way: self.planned(way, known[1:] if known else None) for way in ([known[0]] if known else ways)
+        }
+        way = min(tried, key=lambda way: tried[way].seconds * ceil(ceil(batch / tried[way].lanes) / self.threads))
+        chosen = _PLANS[key, self.budget] = [way, *tried[way].kernels]
+        if self.kept is not None and kept != chosen:
+            write_plan(self.kept, key, chosen)
         return tried[way]
 
-    def _planned(self, way: str, kernels: Sequence[str] | None) -> "Plan":
+    def planned(self, way: str, kernels: Sequence[str] | None) -> "Plan":
+        """Return the plan of one kind of numbers and one number of samples side by side."""
         numbers, _, lanes = way.partition(" ")
         make = plan_integers if numbers == "int8" else plan
         return make(self.net, int(lanes), self.isa, budget=self.budget, kernels=kernels)
@@ -178,12 +204,23 @@ class _Plain:
         return out
 
 
-def _net(file: str | Path | bytes | File | Net) -> Net:
+def _whole(name: str, number: int, most: int) -> int:
+    """Return a number of threads or samples if it is one."""
+    try:
+        found = index(number)
+    except TypeError:
+        found = 0
+    if not 1 <= found <= most:
+        raise EngineError(f"{name} {number!r}: wanted a whole number, at least 1 and at most {most}")
+    return found
+
+
+def _net(file: str | Path | bytes | bytearray | memoryview | File | Net) -> Net:
     if isinstance(file, Net):
         return file
     if isinstance(file, File):
         return lower(file)
-    return lower(decode(file) if isinstance(file, bytes) else read_file(file))
+    return lower(decode(bytes(file)) if isinstance(file, bytes | bytearray | memoryview) else read_file(file))
 
 
 def instruction_set() -> str:
@@ -201,21 +238,10 @@ def instruction_set() -> str:
     return wanted
 
 
-def _weakly(engine: Engine) -> Callable[[Floats, Floats], Floats]:
-    """Return the engine's way to run other batches, which does not keep it alive: no circle would ever be found."""
-    method = weakref.WeakMethod(engine._other)
-
-    def other(x: Floats, out: Floats) -> Floats:
-        run = method()
-        assert run is not None  # it runs
-        return run(x, out)
-
-    return other
-
-
 def _ways(batch: int, net: Net) -> list[str]:
     """Return the kinds of numbers and the samples side by side that are worth trying for a batch."""
-    whole = [f"int8 {min(batch, MOST)}"] if computable(net) else []
+    alone = any(node.integers is not None and node.ranges[0] <= 0 for node in net.nodes)  # its scale is its own
+    whole = [f"int8 {1 if alone else min(batch, MOST)}"] if computable(net) else []
     if batch == 1:
         return [*whole, "fp32 1"]
     flat = all(node.op not in ("conv", "max_pool", "avg_pool") for node in net.nodes)
@@ -233,24 +259,3 @@ def _digest(net: Net) -> str:
         if node.weight is not None:
             found.update(np.packbits(node.weight != 0).tobytes())
     return found.hexdigest()[:32]
-
-
-def _read_plan(path: Path | None, key: str, ways: Sequence[str]) -> list[str] | None:
-    if path is None or not path.exists():
-        return None
-    with suppress(ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        plan = found.get(key) if isinstance(found, dict) else None
-        if isinstance(plan, list) and all(isinstance(name, str) for name in plan) and plan and plan[0] in ways:
-            return plan
-    return None
-
-
-def _write_plan(path: Path, key: str, kernels: list[str]) -> None:
-    plans: dict[str, Any] = {}
-    if path.exists():
-        with suppress(ValueError):
-            plans = json.loads(path.read_text(encoding="utf-8"))
-    plans[key] = kernels
-    with replacing(path) as part:
-        part.write_text(json.dumps(plans, indent=1), encoding="utf-8")

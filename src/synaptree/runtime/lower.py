@@ -115,6 +115,8 @@ Made = Callable[[_Call], list[Node]]
 
 def _nodes(call: _Call) -> list[Node]:
     """Return the nodes of a step, each after the first reading the one before; none if it changes nothing."""
+    if call.step.op == "constant":
+        raise EngineError("the engine has no constants; a layer saved by itself has: wrap it in nn.Sequential")
     if call.step.op not in _MADE:
         raise EngineError("the engine has no such operator")
     return _MADE[call.step.op](call)
