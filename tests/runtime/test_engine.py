@@ -1,4 +1,5 @@
 import copy
+import functools
 import gc
 import json
 import os
@@ -330,6 +331,15 @@ def test_an_instruction_set_this_machine_has_not_got_is_refused(tmp_path, monkey
     monkeypatch.setenv("SYNAPTREE_ISA", "abacus")
     with pytest.raises(EngineError, match="this machine has generic"):
         Engine(filed(nn.Sequential(nn.Linear(2, 2)), (2,), tmp_path))
+
+
+def test_a_machine_of_generic_kernels_alone_is_told_so_once(tmp_path, monkeypatch):
+    path = filed(nn.Sequential(nn.Linear(3, 2)), (3,), tmp_path)
+    monkeypatch.setattr(module._native, "isas", lambda: ["generic"])
+    monkeypatch.setattr(module, "_say_generic", functools.cache(module._say_generic.__wrapped__))
+    with pytest.warns(RuntimeWarning, match="generic kernels"):
+        assert Engine(path).isa == "generic"
+    Engine(path)  # a second warning would be an error
 
 
 def test_without_the_extension_the_reference_computes_and_says_so(tmp_path, monkeypatch):

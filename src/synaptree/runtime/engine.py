@@ -4,6 +4,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from math import ceil
 from operator import index
 from pathlib import Path
@@ -232,10 +233,21 @@ def instruction_set() -> str:
     if not BUILT:
         return "none"
     known: Sequence[str] = _native.isas()
+    if list(known) == ["generic"]:
+        _say_generic()
     wanted = os.environ.get(ISA) or known[-1]
     if wanted not in known:
         raise EngineError(f"{ISA}={wanted}: this machine has {', '.join(known)}")
     return wanted
+
+
+@cache
+def _say_generic() -> None:
+    warnings.warn(
+        "this machine has neither AVX2 nor AVX-512: the engine runs on generic kernels, which gain less",
+        RuntimeWarning,
+        stacklevel=4,
+    )
 
 
 def _ways(batch: int, net: Net) -> list[str]:
