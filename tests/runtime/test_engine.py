@@ -17,7 +17,8 @@ from synaptree import Engine, save
 from synaptree.format.file import read_file
 from synaptree.runtime import engine as module
 from synaptree.runtime import reference
-from synaptree.runtime.ir import EngineError, Net, Node
+from synaptree.runtime.errors import EngineError
+from synaptree.runtime.ir import Net, Node
 from synaptree.runtime.lower import lower
 from synaptree.train import zoo
 

@@ -9,7 +9,8 @@ from synaptree import save
 from synaptree.format.file import read_file
 from synaptree.graph.shortcut import Shortcut
 from synaptree.runtime import reference
-from synaptree.runtime.ir import EngineError, Net
+from synaptree.runtime.errors import EngineError
+from synaptree.runtime.ir import Net
 from synaptree.runtime.lower import lower
 
 

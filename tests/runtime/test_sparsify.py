@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from synaptree import sparsify
-from synaptree.runtime.ir import EngineError
+from synaptree.runtime.errors import EngineError
 from synaptree.runtime.sparsify import SparseLayer
 
 pytest.importorskip("synaptree.runtime._native")

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from synaptree import __version__
 from synaptree.core.errors import DataError, OptionError, SynaptreeError
 from synaptree.format.errors import FormatError
-from synaptree.runtime.ir import EngineError
+from synaptree.runtime.errors import EngineError
 
 __all__ = ["app"]
 

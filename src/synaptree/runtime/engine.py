@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from synaptree.format.file import File, decode, read_file
 from synaptree.runtime import reference
+from synaptree.runtime.errors import EngineError
 from synaptree.runtime.explain import Explanation, explained
-from synaptree.runtime.ir import EngineError, Net
+from synaptree.runtime.ir import Net
 from synaptree.runtime.lower import lower
 from synaptree.runtime.planfile import read_plan, write_plan
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["OPS", "EngineError", "Net", "Node", "Shape", "volume"]
+__all__ = ["OPS", "Net", "Node", "Shape", "volume"]
 
 Floats = npt.NDArray[np.float32]
 Shape = tuple[int, ...]
@@ -16,10 +16,6 @@ OPS = (
     "linear", "conv", "affine", "clamp", "leaky", "add", "cat", "flatten", "shortcut", "max_pool", "avg_pool",
     "adaptive_avg_pool", "adaptive_max_pool", "softmax", "log_softmax",
 )
-
-
-class EngineError(ValueError):
-    """The engine cannot run this network or take this input; the message says what it wanted and what to do."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from synaptree.format.file import File
 from synaptree.format.program import Program, Step, filled
+from synaptree.runtime.errors import EngineError
 from synaptree.runtime.fuse import fused
-from synaptree.runtime.ir import EngineError, Net, Node, Shape, volume
+from synaptree.runtime.ir import Net, Node, Shape, volume
 
 __all__ = ["lower"]
 

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from synaptree.runtime import lookup, moves, outputs, planes, rows, simple
+from synaptree.runtime.errors import EngineError
 from synaptree.runtime.fastest import Option
-from synaptree.runtime.ir import EngineError, Net, Node
+from synaptree.runtime.ir import Net, Node
 from synaptree.runtime.layout import UNROLLED, Layout, flat, is_flat
 from synaptree.runtime.place import LANES, Place, place
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from synaptree.format.replacing import replacing
-from synaptree.runtime.ir import EngineError
+from synaptree.runtime.errors import EngineError
 
 __all__ = ["read_plan", "write_plan"]
 

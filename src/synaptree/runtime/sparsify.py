@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from synaptree.runtime.engine import Engine
-from synaptree.runtime.ir import EngineError, Net, Node
+from synaptree.runtime.errors import EngineError
+from synaptree.runtime.ir import Net, Node
 
 __all__ = ["SparseLayer", "sparsify"]
 
