@@ -6,7 +6,8 @@ native = pytest.importorskip("synaptree.runtime._native")
 from synaptree.runtime import options as module  # noqa: E402
 from synaptree.runtime import reference  # noqa: E402
 from synaptree.runtime.engine import Engine  # noqa: E402
-from synaptree.runtime.ir import EngineError, Net, Node  # noqa: E402
+from synaptree.runtime.errors import EngineError  # noqa: E402
+from synaptree.runtime.ir import Net, Node  # noqa: E402
 from synaptree.runtime.layout import layout  # noqa: E402
 from synaptree.runtime.options import options  # noqa: E402
 
