@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synaptree.runtime import _native
+from synaptree.runtime.moves import native
 from synaptree.runtime.place import LANES, Place
-from synaptree.runtime.planes import native
 
 __all__ = ["Variant", "conv", "linear", "variants"]
 

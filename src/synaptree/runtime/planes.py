@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synaptree.runtime import _native
+from synaptree.runtime.moves import native
 from synaptree.runtime.place import FLOAT, LANES, Place
 
 __all__ = ["Variant", "conv", "variants"]
@@ -127,19 +128,6 @@ def conv(
         columns=variant.columns,
         parts=ceil(x.channels / variant.part),
         ranges=ranges,
-    )
-
-
-def native(place: Place) -> _native.Place:
-    """Return the place as kernels see it: from its first element that is no border."""
-    return _native.Place(
-        at=place.at + FLOAT * place.first,
-        channels=place.channels,
-        height=place.height,
-        width=place.width,
-        lanes=place.lanes,
-        plane=place.plane,
-        pitch=place.pitch,
     )
 
 
