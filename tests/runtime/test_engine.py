@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -307,6 +308,23 @@ def test_run_goes_on_without_the_engine_and_keeps_the_latest_sizes(tmp_path):
     for batch in range(1, 21):
         close(run(x[:batch], np.empty((batch, 10), np.float32)), wanted[:batch])
     assert list(sizes.networks) == list(range(5, 21))
+
+
+def test_many_threads_may_bring_many_sizes():
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((3, 5)).astype(np.float32)
+    engine = Engine(Net((5,), (Node("linear", "fc", (0,), (3,), weight),), 1))
+    wrong = []
+
+    def work(first):
+        for turn in range(60):
+            x = rng.standard_normal((1 + (first + 7 * turn) % 40, 5)).astype(np.float32)
+            if not np.allclose(engine(x), x @ weight.T, atol=1e-4):
+                wrong.append(len(x))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))  # raises what a thread did
+    assert not wrong
 
 
 def test_an_engine_is_of_one_process(tmp_path):

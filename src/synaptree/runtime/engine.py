@@ -8,6 +8,7 @@ from functools import cache
 from math import ceil
 from operator import index
 from pathlib import Path
+from threading import Lock
 from typing import Any, NoReturn
 
 import numpy as np
@@ -23,12 +24,14 @@ from synaptree.runtime.planfile import read_plan, write_plan
 
 try:
     from synaptree.runtime import _native
+except ImportError:  # installed without a compiler
+    BUILT = False
+else:
     from synaptree.runtime.fastest import Plan
     from synaptree.runtime.integers import MOST, computable, plan_integers
     from synaptree.runtime.plan import plan
+
     BUILT = True
-except ImportError:  # installed without a compiler
-    BUILT = False
 
 __all__ = ["Engine", "instruction_set"]
 
@@ -93,9 +96,8 @@ class Engine:
         self.net = _net(file)
         self.threads, self.batch, self.isa = threads, batch, instruction_set()
         self._sizes = _Sizes(self.net, threads, numbers, float(budget), None if plan is None else Path(plan))
-        network = self._sizes.network(batch, self._sizes.run) if BUILT else _Plain(self.net)
-        self._call: Callable[[Floats], Floats] = network
-        self.run = network.run  # type: ignore[method-assign]
+        self._network: Any = self._sizes.network(batch, self._sizes.run) if BUILT else _Plain(self.net)
+        self.run = self._network.run  # type: ignore[method-assign]  # without a call of Python's in between
 
     @property
     def plans(self) -> Mapping[int, "Plan"]:
@@ -108,15 +110,17 @@ class Engine:
         Raises:
             ValueError: the array is of another shape or kind; says what is wanted.
         """
-        return self._call(x)
+        result: Floats = self._network(x)
+        return result
 
-    def run(self, x: Floats, out: Floats) -> Floats:  # pragma: no cover - replaced by the extension's own
+    def run(self, x: Floats, out: Floats) -> Floats:
         """Write the outputs for samples `(samples, ...)` into `out`, float32 and in C order, and return it.
 
         Raises:
             ValueError: an array is of another shape, kind or order, or they share memory; says what is wanted.
         """
-        raise NotImplementedError
+        result: Floats = self._network.run(x, out)
+        return result
 
     def explain(self, dense: bool = True) -> Explanation:
         """Return what computes each layer, how long it takes, and what a dense layer would take.
@@ -138,14 +142,16 @@ class _Sizes:
         self.isa, self.digest = instruction_set(), _digest(net)
         self.plans: dict[int, Plan] = {}
         self.networks: dict[int, Any] = {}  # of sizes that the engine was not made for
+        self.lock = Lock()  # of the two
 
     def run(self, x: Floats, out: Floats) -> Floats:
         """Run a batch of another size than the engine was made for."""
         batch = len(x)
-        network = self.networks.pop(batch, None) or self.network(batch, None)
-        self.networks[batch] = network  # the latest stands last
-        for old in list(self.networks)[:-MOST_SIZES]:
-            del self.networks[old], self.plans[old]
+        with self.lock:
+            network = self.networks.pop(batch, None) or self.network(batch, None)
+            self.networks[batch] = network  # the latest stands last
+            for old in list(self.networks)[:-MOST_SIZES]:
+                del self.networks[old], self.plans[old]
         result: Floats = network.run(x, out)
         return result
 
