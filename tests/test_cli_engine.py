@@ -3,13 +3,13 @@
 import json
 from pathlib import Path
 
+import commands
 import pytest
 import torch
+from commands import call, shows
 from torch import nn
-from typer.testing import CliRunner, Result
 
 from synaptree.artifact.syn import save
-from synaptree.cli.commands import app
 from synaptree.core.oneshot import prune
 from synaptree.methods import build
 from synaptree.train import zoo
@@ -40,24 +40,12 @@ def unknown(tmp_path: Path) -> Path:
     return tmp_path / "gelu.syn"
 
 
-def call(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def shows(*words: object) -> str:
-    result = call(*words)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
 def fails(*words: object) -> str:
-    """Return the one sentence in which a command ends."""
-    result = call(*words)
-    assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert not result.stdout
-    return result.stderr
+    """Return the one sentence in which a command ends, which has written nothing else."""
+    said = commands.fails(*words)
+    assert said.count("\n") == 1
+    assert not call(*words).stdout
+    return said
 
 
 BENCH = ("--against", "torch", "--batch", "1", "--seconds", "0.001")

@@ -3,13 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import call, fails, shows
 from safetensors.torch import load_file
 from torch import nn
-from typer.testing import CliRunner, Result
 
 from synaptree.artifact.interchange import load_into, save_dense, save_sparse
 from synaptree.artifact.syn import load, load_topology, save
-from synaptree.cli.commands import app
 from synaptree.core.oneshot import prune
 from synaptree.methods import build
 from synaptree.train import zoo
@@ -39,29 +38,12 @@ def _plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def call(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def shows(*words: object) -> str:
-    result = call(*words)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def fails(*words: object) -> str:
-    result = call(*words)
-    assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("error: ")
-    return result.stderr
-
-
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of two rounds."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "r.toml").write_text(RECIPE)
-    result = CliRunner().invoke(app, ["run", str(folder / "r.toml"), "--out", str(folder / "out"), "--seed", "0"])
+    result = call("run", folder / "r.toml", "--out", folder / "out", "--seed", 0)
     assert result.exit_code == 0, result.output
     (found,) = (folder / "out").glob("magnitude-s0-*")
     return found

@@ -1,10 +1,12 @@
 import json
+from functools import partial
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from synaptree.artifact.interchange import save_sparse
 from synaptree.cli.commands import app
@@ -52,21 +54,7 @@ def save(path: str | Path, mask: torch.Tensor | None, *, output: bool = False, i
     return str(path)
 
 
-def call(*words: object) -> Result:
-    return CliRunner().invoke(app, ["similarity", *(str(word) for word in words)])
-
-
-def shows(*words: object) -> str:
-    result = call(*words)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def fails(*words: object) -> str:
-    result = call(*words)
-    assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("error: ")
-    return result.stderr
+shows, fails = (partial(command, "similarity") for command in (commands.shows, commands.fails))
 
 
 def test_two_files_give_a_row_and_a_verdict() -> None:

@@ -44,14 +44,12 @@ class Choice:
         kernel: name of the option.
         seconds: one block takes; 0 if it was not timed.
         steps: of the extension.
-        tried: seconds of every option that was timed, by name.
     """
 
     node: Node | None
     kernel: str
     seconds: float
     steps: Sequence[Any]
-    tried: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -110,17 +108,17 @@ class Timing:
     def choose(self, node: Node, found: Sequence[Option], number: int = -1) -> Choice:
         """Return the fastest way, its steps with scratch of their own; what it computes stands in the arena."""
         if not found:
-            return Choice(node, "no work", 0.0, [], {})
+            return Choice(node, "no work", 0.0, [])
         known = [option for option in found if option.kernel == self.named.get(number)]
-        option, steps, seconds, tried = self.fastest(known or found)
+        option, steps, seconds = self.fastest(known or found)
         for step in steps:
             step.run(self.arena, self.samples)
         if option.scratch:
             steps = option.make(self.end)
             self.end += -(-option.scratch // 64) * 64
-        return Choice(node, option.kernel, seconds, steps, tried)
+        return Choice(node, option.kernel, seconds, steps)
 
-    def fastest(self, found: Sequence[Option]) -> tuple[Option, Sequence[Any], float, dict[str, float]]:
+    def fastest(self, found: Sequence[Option]) -> tuple[Option, Sequence[Any], float]:
         """Time every option, in turn and several times, those soon dropped that are far behind."""
         made: dict[str, tuple[Option, Sequence[Any]]] = {}
         tried: dict[str, float] = {}
@@ -138,7 +136,7 @@ class Timing:
             tried[name] = min(tried[name], self._time(made[name][1], repetitions))
         winner = min(close, key=lambda name: tried[name])
         option, steps = made[winner]
-        return option, steps, tried[winner], tried
+        return option, steps, tried[winner]
 
     def _time(self, steps: Sequence[Any], repetitions: int) -> float:
         return float(sum(step.time(self.arena, repetitions, self.samples) for step in steps))

@@ -52,11 +52,11 @@ def plan_integers(net: Net, samples: int, isa: str, *, budget: float, kernels: S
     scratch = max(option.scratch for several in found for option in several)
     timing = Timing(sketch.bytes, scratch, budget, dict(enumerate(kernels or ())), x)
     enter = quantise(isa, sketch.features, sketch.inputs[0], **sketch.given[0])
-    choices = [Choice(None, "enter", enter.time(timing.arena, 3, x), [enter], {})]
+    choices = [Choice(None, "enter", enter.time(timing.arena, 3, x), [enter])]
     for number, (node, several) in enumerate(zip(sketch.layers, found, strict=True), 1):
         choices.append(timing.choose(node, several, number))
     leave = leave_rows(isa, sketch.outputs[-1])
-    choices.append(Choice(None, "leave", leave.time(timing.arena, 3, None, out), [leave], {}))
+    choices.append(Choice(None, "leave", leave.time(timing.arena, 3, None, out), [leave]))
     return Plan(samples, tuple(choices), timing.end)
 
 

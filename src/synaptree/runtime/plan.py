@@ -31,11 +31,11 @@ def plan(net: Net, lanes: int, isa: str, *, budget: float = 2.0, kernels: Sequen
     samples = np.random.default_rng(0).standard_normal((lanes, int(x))).astype(np.float32)
     timing = Timing(where.bytes, scratch, budget, dict(enumerate(kernels or ())), samples)
     enter, leave = moves.enter(isa, where.places[0]), moves.leave(isa, where.places[net.output])
-    choices = [Choice(None, "enter", enter.time(timing.arena, 3, samples), [enter], {})]
+    choices = [Choice(None, "enter", enter.time(timing.arena, 3, samples), [enter])]
     for number, (node, several) in enumerate(zip(net.nodes, found, strict=True), 1):
         choices.append(timing.choose(node, several, number))
     out = np.empty((lanes, int(y)), np.float32)
-    choices.append(Choice(None, "leave", leave.time(timing.arena, 3, None, out), [leave], {}))
+    choices.append(Choice(None, "leave", leave.time(timing.arena, 3, None, out), [leave]))
     return Plan(lanes, tuple(choices), timing.end)
 
 
