@@ -67,7 +67,7 @@ $(VENV)/ready: pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*
 
 # heavy libraries that only some users need
 $(VENV)/integrations: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[onnx,bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[onnx,bench,track,sweep,lightning,transformers,browser,docs]'
 	touch $@
 
 clean:

@@ -9,9 +9,9 @@ from torch import nn
 from synaptree.core.attach import Attached
 from synaptree.core.errors import DataError, OptionError
 from synaptree.core.method import METHODS, Method, method
-from synaptree.core.rule import Density
 from synaptree.core.schedule import Every
 from synaptree.core.signal import gradient, magnitude, stateless
+from synaptree.rules.density import Density
 from synaptree.testing import CHECKS, ConformanceError, check_method
 from synaptree.testing.golden import read_golden
 from synaptree.testing.toys import CONVOLUTIONAL, DENSE, STEPS, Toy, Trial

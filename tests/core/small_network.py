@@ -7,9 +7,9 @@ from torch import nn
 
 from synaptree.core.layer import layers_of
 from synaptree.core.method import Method
-from synaptree.core.rule import Density
 from synaptree.core.signal import gradient, magnitude
 from synaptree.core.topology import Topology
+from synaptree.rules.density import Density
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.1)
 

@@ -12,10 +12,10 @@ from synaptree.core.attach import attach
 from synaptree.core.layer import layers_of
 from synaptree.core.method import Method
 from synaptree.core.oneshot import prune
-from synaptree.core.rule import Density
 from synaptree.core.schedule import Every
 from synaptree.core.signal import gradient, magnitude, stateless
 from synaptree.core.topology import Topology
+from synaptree.rules.density import Density
 
 OPTIMIZERS = {
     "sgd": SGD,

@@ -8,9 +8,9 @@ from torch import nn
 
 from synaptree.core.attach import attach
 from synaptree.core.method import Method
-from synaptree.core.rule import Density
 from synaptree.core.schedule import Every
 from synaptree.core.signal import gradient, magnitude, stateless
+from synaptree.rules.density import Density
 
 SCALE = 1024.0
 OPTIMIZERS = [

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn, tensor
 
-from synaptree.core.allocate import Present, Room
 from synaptree.core.attach import attach, one_pass
 from synaptree.core.method import Method, Site
 from synaptree.core.oneshot import prune
 from synaptree.core.probe import mean_abs_input
-from synaptree.core.rule import Density
 from synaptree.core.schedule import Every
 from synaptree.core.signal import Signal, magnitude
 from synaptree.core.topology import Topology
+from synaptree.rules.allocate import Present, Room
+from synaptree.rules.density import Density
 
 
 def network():

@@ -12,9 +12,9 @@ from torch import nn
 from synaptree.core.attach import attach
 from synaptree.core.errors import CheckpointError, ShapeError
 from synaptree.core.method import Method
-from synaptree.core.rule import Density
 from synaptree.core.schedule import Cosine, Cubic, Every
 from synaptree.core.signal import gradient, magnitude, noise
+from synaptree.rules.density import Density
 from synaptree.signals.average import ema
 
 UPDATES = 8

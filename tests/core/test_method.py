@@ -7,9 +7,9 @@ import pytest
 from synaptree.core import method as registry
 from synaptree.core.errors import OptionError
 from synaptree.core.method import Method, build, method
-from synaptree.core.rule import Density
 from synaptree.core.schedule import Every
 from synaptree.core.signal import gradient, magnitude, stateless
+from synaptree.rules.density import Density
 from synaptree.signals.average import ema
 
 

@@ -6,15 +6,15 @@ import torch
 from torch import nn, tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from synaptree.core.allocate import Global
 from synaptree.core.errors import AttachError, DataError, NumericError, OptionError, ShapeError
 from synaptree.core.method import Method
 from synaptree.core.oneshot import prune
-from synaptree.core.rule import Density
 from synaptree.core.schedule import Every
 from synaptree.core.signal import gradient, magnitude, noise
 from synaptree.core.topology import Topology
 from synaptree.methods import build
+from synaptree.rules.allocate import Global
+from synaptree.rules.density import Density
 from synaptree.rules.share import Share
 from synaptree.signals.average import ema
 from synaptree.signals.contribution import contribution, reductions

@@ -4,10 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from synaptree.core.allocate import ErdosRenyi, Uniform
 from synaptree.core.errors import OptionError
 from synaptree.core.layer import layers_of
 from synaptree.core.topology import Topology
+from synaptree.rules.allocate import ErdosRenyi, Uniform
 from synaptree.rules.seed import draw_weights, seed_masks
 
 

@@ -2,15 +2,15 @@ import pytest
 import torch
 from torch import nn
 
-from synaptree.core.allocate import allocation
 from synaptree.core.attach import attach
 from synaptree.core.errors import OptionError
 from synaptree.core.method import Method
 from synaptree.core.oneshot import prune
-from synaptree.core.rule import Density
 from synaptree.core.schedule import Every
 from synaptree.core.topology import Topology
 from synaptree.methods import build
+from synaptree.rules.allocate import allocation
+from synaptree.rules.density import Density
 from synaptree.rules.seed import sparse_start
 
 

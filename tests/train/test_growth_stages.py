@@ -6,10 +6,10 @@ import torch
 
 from synaptree.core.errors import OptionError
 from synaptree.core.method import Method
-from synaptree.core.rule import Density
 from synaptree.core.signal import magnitude
 from synaptree.core.topology import Topology
 from synaptree.methods import build
+from synaptree.rules.density import Density
 from synaptree.train import zoo
 from synaptree.train.data import load
 from synaptree.train.growth import Grow, PruneUntil, Seed

@@ -7,13 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from synaptree.core.allocate import allocation
 from synaptree.core.attach import Attached
 from synaptree.core.errors import AttachError, OptionError
 from synaptree.core.layer import Layer
 from synaptree.core.method import Method, Site, method
 from synaptree.core.schedule import Every
 from synaptree.core.signal import Signal, State
+from synaptree.rules.allocate import allocation
 from synaptree.rules.replace import Replace
 from synaptree.rules.seed import SeedWeight, sparse_start
 

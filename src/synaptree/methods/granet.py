@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from synaptree.core.allocate import allocation, check_density
 from synaptree.core.errors import OptionError
 from synaptree.core.method import Method, method
-from synaptree.core.rule import Density
 from synaptree.core.schedule import Cosine, Cubic, Every
 from synaptree.core.signal import gradient, magnitude
+from synaptree.rules.allocate import allocation, check_density
+from synaptree.rules.density import Density
 from synaptree.rules.seed import SeedWeight, sparse_start
 
 __all__ = ["granet"]

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from synaptree.core.allocate import allocation, check_density
 from synaptree.core.errors import OptionError
 from synaptree.core.method import Method, method
-from synaptree.core.rule import Density, Rule
+from synaptree.core.rule import Rule
 from synaptree.core.schedule import Cubic, Every
 from synaptree.core.signal import magnitude as by_magnitude
+from synaptree.rules.allocate import allocation, check_density
+from synaptree.rules.density import Density
 from synaptree.rules.threshold import Threshold
 
 __all__ = ["gradual_magnitude", "iterative_magnitude", "magnitude"]

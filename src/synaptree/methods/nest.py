@@ -7,14 +7,15 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from synaptree.core.allocate import Present, check_density
 from synaptree.core.attach import Attached
 from synaptree.core.errors import OptionError
 from synaptree.core.method import Method, method
-from synaptree.core.rule import Density, Group
+from synaptree.core.rule import Group
 from synaptree.core.schedule import Every
 from synaptree.core.signal import Signal, State, View, at_granularity, magnitude
 from synaptree.methods.strategic_synthesis import strategic_synthesis
+from synaptree.rules.allocate import Present, check_density
+from synaptree.rules.density import Density
 from synaptree.rules.growth import Growth
 from synaptree.rules.seed import SeedWeight
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from synaptree.core.allocate import allocation
 from synaptree.core.method import Method, method
-from synaptree.core.rule import Density
 from synaptree.core.signal import noise
+from synaptree.rules.allocate import allocation
+from synaptree.rules.density import Density
 
 __all__ = ["random"]
 

@@ -6,12 +6,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from synaptree.core.allocate import allocation, check_density
 from synaptree.core.attach import Attached
 from synaptree.core.method import Method, method
-from synaptree.core.rule import Density
 from synaptree.core.schedule import Every
 from synaptree.core.signal import View, at_granularity, noise, stateless
+from synaptree.rules.allocate import allocation, check_density
+from synaptree.rules.density import Density
 from synaptree.rules.seed import SeedWeight, normal, sparse_start
 
 __all__ = ["set"]

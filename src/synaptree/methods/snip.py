@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from synaptree.core.allocate import allocation
 from synaptree.core.method import Method, method
-from synaptree.core.rule import Density
 from synaptree.core.signal import View, at_granularity, stateless
+from synaptree.rules.allocate import allocation
+from synaptree.rules.density import Density
 
 __all__ = ["snip"]
 

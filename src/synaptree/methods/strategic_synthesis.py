@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from synaptree.core.allocate import allocation, check_density
 from synaptree.core.errors import AttachError, OptionError
 from synaptree.core.layer import Layer, layers_of
 from synaptree.core.method import Method, Site, method
 from synaptree.core.schedule import Every
 from synaptree.core.signal import at_granularity, gradient, stateless
+from synaptree.rules.allocate import allocation, check_density
 from synaptree.rules.growth import Growth, Kind, Origin, Scope
 from synaptree.rules.propose import EndPoint
 from synaptree.rules.seed import draw_weights, normal, seed_masks

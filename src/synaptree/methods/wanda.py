@@ -5,13 +5,13 @@ from typing import Literal
 
 from torch import Tensor
 
-from synaptree.core.allocate import allocation
 from synaptree.core.errors import AttachError
 from synaptree.core.layer import Layer
 from synaptree.core.method import Method, method
-from synaptree.core.rule import Density
 from synaptree.core.signal import Signal, State, View, at_granularity
+from synaptree.rules.allocate import allocation
 from synaptree.rules.blocks import Rows
+from synaptree.rules.density import Density
 
 __all__ = ["wanda"]
 

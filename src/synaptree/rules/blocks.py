@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from synaptree.core.errors import ShapeError
-from synaptree.core.structure import largest
+from synaptree.rules.structure import largest
 
 __all__ = ["Blocks", "NOfM", "Rows"]
 

@@ -9,11 +9,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from synaptree.core.allocate import check_density
 from synaptree.core.errors import OptionError, unknown
 from synaptree.core.rule import Group
-from synaptree.core.structure import counts_of_largest, largest
+from synaptree.rules.allocate import check_density
 from synaptree.rules.propose import EndPoint, Proposal, check_endpoint, propose, random_places, strongest
+from synaptree.rules.structure import counts_of_largest, largest
 
 __all__ = ["Growth", "Kind", "Origin", "Scope", "shared_out"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from synaptree.core.errors import NumericError, OptionError, ShapeError, unknown
-from synaptree.core.structure import largest
+from synaptree.rules.structure import largest
 
 __all__ = [
     "ENDPOINTS", "EndPoint", "Proposal", "check_endpoint", "end_points",

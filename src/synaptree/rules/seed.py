@@ -6,13 +6,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from synaptree.core.allocate import Allocation, Room, check_density
 from synaptree.core.errors import OptionError
 from synaptree.core.layer import Layer
 from synaptree.core.method import Site
-from synaptree.core.structure import largest
 from synaptree.core.topology import Topology
+from synaptree.rules.allocate import Allocation, Room, check_density
 from synaptree.rules.propose import random_places
+from synaptree.rules.structure import largest
 
 __all__ = ["SeedWeight", "draw_weights", "normal", "seed_masks", "sparse_start"]
 
@@ -35,10 +35,10 @@ def sparse_start(density: float, allocate: Allocation, weights: SeedWeight = "gi
         OptionError: the density is out of range.
 
     Example:
-        >>> from synaptree.core.allocate import Uniform
+        >>> from synaptree.rules.allocate import Uniform
         >>> from synaptree.core.attach import attach
         >>> from synaptree.core.method import Method
-        >>> from synaptree.core.rule import Density
+        >>> from synaptree.rules.density import Density
         >>> from synaptree.core.schedule import Every
         >>> method = Method(Density(0.25), {}, Every(9), start=sparse_start(0.25, Uniform()))
         >>> model = torch.nn.Linear(4, 2)
@@ -85,7 +85,7 @@ def seed_masks(
         OptionError: an input for each unit takes more than `capacity`; then nothing is drawn.
 
     Example:
-        >>> from synaptree.core.allocate import Uniform
+        >>> from synaptree.rules.allocate import Uniform
         >>> topology = Topology(seed=0)
         >>> topology.add("fc.weight", (3, 4))
         >>> seed_masks(topology, ["fc.weight"], 0.1, Uniform())["fc.weight"].sum(1)

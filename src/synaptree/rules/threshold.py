@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from synaptree.core.allocate import check_density
 from synaptree.core.errors import OptionError
 from synaptree.core.rule import Group
-from synaptree.core.structure import counts_of_largest, largest
+from synaptree.rules.allocate import check_density
+from synaptree.rules.structure import counts_of_largest, largest
 
 __all__ = ["Threshold"]
 

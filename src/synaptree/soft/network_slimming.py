@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from synaptree.core.errors import AttachError, OptionError
 from synaptree.core.layer import unwrapped
-from synaptree.core.structure import counts_of_largest, largest
 from synaptree.core.topology import Topology
 from synaptree.graph.read import read
 from synaptree.graph.residual import norm_of
+from synaptree.rules.structure import counts_of_largest, largest
 
 __all__ = ["slim", "slimming_masks"]
 

@@ -50,9 +50,9 @@ from torch import Tensor, nn
 
 from synaptree.core.errors import AttachError, OptionError, ShapeError, unknown
 from synaptree.core.layer import modules_of
-from synaptree.core.structure import counts_of_largest, largest
 from synaptree.core.topology import Topology
 from synaptree.graph.scale import input_scale
+from synaptree.rules.structure import counts_of_largest, largest
 from synaptree.soft.absorb import free_scales
 from synaptree.soft.convert import Converted, convert, put
 from synaptree.soft.kernel_strength import KernelStrengthConv2d

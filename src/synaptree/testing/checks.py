@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from synaptree.artifact.syn import save
 from synaptree.core.layer import layers_of
 from synaptree.core.method import METHODS, Method, build
-from synaptree.core.rule import Density, Group, Part
+from synaptree.core.rule import Group, Part
 from synaptree.core.schedule import as_schedule
-from synaptree.core.structure import Weights
 from synaptree.core.topology import Topology
+from synaptree.rules.density import Density
+from synaptree.rules.structure import Weights
 from synaptree.testing.golden import Golden, replay, wanted
 from synaptree.testing.require import counts, require, require_legal, require_same, require_zeros
 from synaptree.testing.toys import CONVOLUTIONAL, DENSE, ONE_ROW, RESIDUAL, STEPS, TIED, Toy, Trial

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import tensor
 
 from synaptree.core.errors import NumericError
-from synaptree.core.structure import Weights, counts_of_largest, largest
+from synaptree.rules.structure import Weights, counts_of_largest, largest
 
 # few different values, so that most scores are tied
 scores = st.lists(st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 2.0]), max_size=24)

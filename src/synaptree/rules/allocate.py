@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from synaptree.core.errors import OptionError, unknown
-from synaptree.core.structure import counts_of_largest
+from synaptree.rules.structure import counts_of_largest
 
 __all__ = ["Allocation", "ErdosRenyi", "Global", "Present", "Room", "Table", "Uniform", "allocation", "check_density"]
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import tensor
 
-from synaptree.core.allocate import ErdosRenyi, Global, Room, Table, Uniform, allocation, check_density
 from synaptree.core.errors import OptionError
+from synaptree.rules.allocate import ErdosRenyi, Global, Room, Table, Uniform, allocation, check_density
 
 densities = st.floats(0, 1) | st.sampled_from([0.0, 0.05, 0.1, 0.29, 0.5, 1.0])
 # the distinct sizes of real networks: from one connection to many

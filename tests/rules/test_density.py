@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from scored import group, kept, masked
 from torch import tensor
 
-from synaptree.core.allocate import Global, Table
 from synaptree.core.errors import NumericError, OptionError
-from synaptree.core.rule import Density
+from synaptree.rules.allocate import Global, Table
 from synaptree.rules.blocks import Blocks
+from synaptree.rules.density import Density
 
 
 class TestDensity:
