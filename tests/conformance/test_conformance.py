@@ -1,3 +1,4 @@
+import os
 import sys
 from dataclasses import dataclass, replace
 
@@ -21,7 +22,8 @@ def pairs():
     own = [name for name, build in METHODS.items() if build.__module__.startswith("synaptree.methods.")]
     for name in own:
         for check in CHECKS:
-            yield pytest.param(name, check, id=f"{name}-{check}")
+            marks = [pytest.mark.slow] if check.startswith("shards") else []
+            yield pytest.param(name, check, id=f"{name}-{check}", marks=marks)
 
 
 @pytest.mark.parametrize(("name", "check"), list(pairs()))
@@ -188,12 +190,19 @@ def shrinks(view):
 SIGNALS = {
     "global_noise": stateless(lambda view: torch.rand(view.mask.shape)),
     "shrinking": stateless(shrinks),
+    "own_noise": stateless(  # of its own in every process
+        lambda view: torch.rand(view.mask.shape, generator=torch.Generator().manual_seed(os.getpid()))
+    ),
     "through_numpy": stateless(lambda view: torch.from_numpy(view.weight.abs().numpy())),
 }
 
 
 def with_signal(name):
     return lambda m, _: replace(m, signals={**m.signals, "keep": SIGNALS[name]})
+
+
+def prunes_by_own_noise(m, options):
+    return replace(m, rule=Density(options["density"]), signals={"keep": SIGNALS["own_noise"]})
 
 
 BROKEN = {
@@ -219,6 +228,8 @@ BROKEN = {
     "half_precision_works": (with_signal("through_numpy"), "TypeError: Got unsupported ScalarType BFloat16"),
     "survivors_are_left_alone": (with_signal("shrinking"), "weights of survivors"),
     "golden_edits_come_out": (lambda m, _: m, "wanted edits worked out by hand"),
+    "replicas_hold_the_same_masks": (prunes_by_own_noise, "2 processes that train together differ after update"),
+    "shards_hold_the_same_masks": (prunes_by_own_noise, "2 processes that train together differ after update"),
 }  # fmt: skip
 
 

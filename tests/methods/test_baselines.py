@@ -475,42 +475,6 @@ def test_every_baseline_runs_as_an_experiment_beside_random_connections_of_the_s
     assert last.loss < before.loss
 
 
-# --- two processes
-
-
-def _rank(rank, ranks, folder, name, options):
-    """Train one of `ranks` processes on its part of the batch, and leave the masks after each update in a file."""
-    torch.set_num_threads(1)
-    store = torch.distributed.FileStore(f"{folder}/store{ranks}", ranks)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
-    toy = Toy("wide", frozenset({"linear"}), network, (12,), 5)
-    model = nn.parallel.DistributedDataParallel(toy.model())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
-    attached = attach(model, optimizer, build(name, **options))
-    digests = []
-    for _ in range(4):
-        optimizer.zero_grad()
-        x, targets = toy.inputs.chunk(ranks)[rank], toy.targets.chunk(ranks)[rank]
-        ((model(x) * targets).sum() / len(x)).backward()
-        optimizer.step()
-        digests.append(attached.topology.digest())
-    torch.save(digests, f"{folder}/{ranks}-{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "options"), [
-    ("rigl", {"density": 0.3, "alpha": 0.6, "every": 1, "last": 8}),
-    ("dynamic_synaptic", {"alpha": 0.8, "patience": 1, "every": 2, "first": 0}),
-])  # fmt: skip
-def test_methods_make_the_same_masks_on_one_process_and_on_two(tmp_path, name, options):
-    for ranks in (1, 2):
-        torch.multiprocessing.spawn(_rank, (ranks, tmp_path, name, options), nprocs=ranks)
-    one, first, second = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
-    assert one == first == second
-    assert len({*one}) > 1
-
-
 def test_weights_that_are_not_numbers_are_named_by_set_too():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -1,6 +1,8 @@
 """The seam between a topology and any training loop: the optimizer's own step hooks."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 from weakref import finalize, ref
@@ -11,9 +13,10 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
 from synaptree.core.errors import AttachError, CheckpointError
-from synaptree.core.layer import Layer, layers_of, unwrapped
+from synaptree.core.layer import Layer, layers_of, modules_of, unwrapped
 from synaptree.core.method import Method, Site
 from synaptree.core.probe import Hook, Probe
+from synaptree.core.ranks import Ranks, held, held_part, made_whole, whole
 from synaptree.core.rule import Group, Part
 from synaptree.core.signal import View
 from synaptree.core.topology import Delta, Topology
@@ -30,12 +33,17 @@ _INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def attach(
     model: nn.Module, optimizer: Optimizer, method: Method | None = None, *,
     topology: Topology | None = None, include: Iterable[str] = ("*",), exclude: Iterable[str] = (), seed: int = 0,
+    group: Any = None,
 ) -> "Attached":  # fmt: skip
     """Keep dead weights at 0 through training, and let `method` edit the topology as training goes on.
 
     Any loop that calls `optimizer.step()` works, also with gradient accumulation, `GradScaler`, fused and
     foreach optimizers. The model itself is not changed: no wrappers, buffers or new names. The optimizer
     keeps what `attach` returns alive.
+
+    Processes that train together, by `DistributedDataParallel` or `fully_shard`, add up what they have seen of the
+    data and edit alike; that they hold the same masks is checked after every edit. Attach after wrapping or sharding,
+    with the same arguments in all of them. Of a sharded model every process holds all during an edit.
 
     Args:
         model: the model that is trained.
@@ -45,8 +53,10 @@ def attach(
         include: shell patterns of the module names to act on.
         exclude: likewise; wins over `include`.
         seed: of the topology's random generator.
+        group: processes that train together; by default those of the model's wrapper or sharding, else all there are.
 
     Raises:
+        RankError: the processes' topologies differ.
         AttachError: nothing to prune, a method that acts only through `prune` while nothing is pruned yet,
             an optimizer that takes many steps per call, or a parameter that is attached already; then
             nothing is changed.
@@ -79,14 +89,16 @@ def attach(
     with topology.restored_on_error(*(model.parameters() if fresh and method and method.start else ())):
         if method is not None:
             topology.cover(layers, method.granularity, biases=method.biases)
-        attached = Attached(model, optimizer, method, topology, layers)
-        if fresh and method is not None and method.start is not None:
-            try:
-                with torch.no_grad():
+        attached = Attached(model, optimizer, method, topology, layers, Ranks(model, group))
+        try:
+            attached.ranks.require_equal(topology)
+            if fresh and method is not None and method.start is not None:
+                with torch.no_grad(), attached.whole():
                     method.start(attached)
-            except BaseException:
-                attached.detach()
-                raise
+                attached.ranks.require_equal(topology)
+        except BaseException:
+            attached.detach()
+            raise
         return attached
 
 
@@ -97,14 +109,16 @@ class Attached:
         topology: the connections; owned by whoever reads it, edited here.
         optimizer: torch's own, without what Accelerate puts around it; None once nobody holds it any more.
         last: what the last edit changed, or None.
+        ranks: the processes that train together.
         inputs: one sample of what the model was last trained on, for methods with an `edit` of their own.
     """
 
     def __init__(
         self, model: nn.Module, optimizer: Optimizer, method: Method | None, topology: Topology,
-        layers: tuple[Layer, ...],
+        layers: tuple[Layer, ...], ranks: Ranks,
     ) -> None:  # fmt: skip
-        self.model, self.method, self.topology, self.layers = model, method, topology, layers
+        self.model, self.method, self.topology, self.layers, self.ranks = model, method, topology, layers, ranks
+        self._trained = model  # `model` may be a whole copy of it during an edit
         self.last: Delta | None = None
         self._parameters = self._free_parameters()
         self.inputs: list[Tensor] = []
@@ -182,15 +196,36 @@ class Attached:
             self._start_signals()
             self._refresh()
             self.topology.apply(self.model)
+            self.ranks.require_equal(self.topology)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Let `model` and `layers` be whole where each process holds a part of them, for an edit that looks at all."""
+        model, layers = self.model, self.layers
+        with made_whole(model) as copy:
+            if copy is not model:
+                modules = dict(modules_of(copy))
+                self.model, self.layers = copy, tuple(replace(la, module=modules[la.name]) for la in layers)
+            try:
+                yield
+            finally:
+                self.model, self.layers = model, layers
+
+    def rate(self, layer: Layer) -> float:
+        """Return the learning rate of a layer's weight; 0 where the optimizer does not hold it."""
+        weight, groups = self._parameters[layer.weight], self.optimizer.param_groups if self.optimizer else []
+        return next((float(group["lr"]) for group in groups if any(p is weight for p in group["params"])), 0.0)
 
     @torch.no_grad()
     def edit(self, masks: Mapping[str, Tensor]) -> Delta:
         """Change the topology now; newborn weights and their optimizer state start at 0, survivors keep theirs."""
         self.last = self.topology.edit(masks)
         self._refresh()
+        at_work = dict(self.topology.parameters(self.model))
         for name, born in self.last.born.items():
             if born.any():
-                self._parameters[name].masked_fill_(born, 0.0)
+                weight = at_work[name]
+                held(weight).masked_fill_(held_part(born, weight), 0.0)
                 forget(self.optimizer, self._parameters[name], born)
         self.topology.apply(self.model)
         return self.last
@@ -224,24 +259,28 @@ class Attached:
         self.topology.step += 1
         if self._masked:
             # as integers: infinity and NaN times 0 would be NaN, their bits times 0 are +0.0
-            torch._foreach_mul_([p.view(m.dtype) for p, m in zip(self._masked, self._masks, strict=True)], self._masks)
+            weights = [held(p).view(m.dtype) for p, m in zip(self._masked, self._masks, strict=True)]
+            torch._foreach_mul_(weights, self._masks)
         if self.method is not None:
             self._follow(self.method)
 
     def _follow(self, method: Method) -> None:
         due = method.when(self.topology.step)
         remembering = {name: signal for name, signal in method.signals.items() if signal.update is not None}
-        views = self._views("gradient" in method.needs, self._probe.take()) if remembering else {}
+        seen = self.ranks.add_up(self._probe.take(), steady=True) if self._probe.reductions else {}
+        views = self._views("gradient" in method.needs, seen) if remembering else {}
         for name, signal in remembering.items():
             for parameter, view in views.items():
                 key = f"{name}/{parameter}"
                 self.topology.state[key] = cast(Any, signal.update)(self.topology.state[key], view)
         if due:
-            (method.edit or one_pass)(self)
+            with self.whole():
+                (method.edit or one_pass)(self)
+            self.ranks.require_equal(self.topology)
 
     def _views(self, gradient: bool, stats: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, View]:
         # after the step: a fused optimizer with a GradScaler has unscaled the gradients in place
-        grads = {name: p.grad for name, p in self._parameters.items() if gradient and p.grad is not None}
+        grads = {name: whole(p.grad) for name, p in self._parameters.items() if gradient and p.grad is not None}
         return views_of(self.layers, self.topology, grads=grads, stats=stats)
 
     def _start_signals(self) -> None:
@@ -253,7 +292,7 @@ class Attached:
                     self.topology.state.setdefault(f"{name}/{parameter}", state)
 
     def _free_parameters(self) -> dict[str, nn.Parameter]:
-        parameters = dict(self.topology.parameters(self.model))
+        parameters = dict(self.topology.parameters(self._trained))
         for name, parameter in parameters.items():
             if _owner(parameter) not in (None, self):
                 raise AttachError(
@@ -274,9 +313,10 @@ class Attached:
         sparse = [name for name, mask in self.topology.masks.items() if not bool(mask.all())]
         self._masked = [self._parameters[name] for name in sparse]
         # foreach takes its fast path only for tensors of equal shape, type and strides
+        masks = [held_part(self.topology.expanded(name), self._parameters[name]) for name in sparse]
         self._masks = [
-            torch.empty_like(p, dtype=_INTEGER[p.element_size()]).copy_(self.topology.expanded(name))
-            for name, p in zip(sparse, self._masked, strict=True)
+            torch.empty_like(held(p), dtype=_INTEGER[p.element_size()]).copy_(mask)
+            for p, mask in zip(self._masked, masks, strict=True)
         ]
 
 
@@ -299,7 +339,7 @@ def forget(optimizer: Optimizer | None, parameter: nn.Parameter, born: Tensor) -
     """Set the optimizer state of newborn weights of `parameter` to 0; `born` is bool, broadcast over it."""
     for value in optimizer.state.get(parameter, {}).values() if optimizer else ():
         if isinstance(value, Tensor) and value.shape == parameter.shape:
-            value.masked_fill_(born, 0.0)
+            held(value).masked_fill_(held_part(born, value), 0.0)
 
 
 def one_pass(site: Site) -> None:
@@ -335,8 +375,9 @@ def views_of(
     for layer in layers:
         for role, name in (("weight", layer.weight), ("bias", layer.bias)):
             if name in topology.masks:
-                weight, grad, seen = getattr(layer.module, role).detach(), grads.get(name), stats.get(layer.name, {})
-                views[name] = View(layer, role, weight, grad, topology.masks[name], topology.step, topology.rng, seen)
+                weight, mask = whole(getattr(layer.module, role).detach()), topology.masks[name]
+                grad, seen = grads.get(name), stats.get(layer.name, {})
+                views[name] = View(layer, role, weight, grad, mask, topology.step, topology.rng, seen)
     return views
 
 

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 __all__ = [
     "AttachError", "CheckpointError", "DataError", "NumericError",
-    "OptionError", "ShapeError", "SynaptreeError", "unknown",
+    "OptionError", "RankError", "ShapeError", "SynaptreeError", "unknown",
 ]
 
 
@@ -31,6 +31,10 @@ class NumericError(SynaptreeError, ArithmeticError):
 
 class AttachError(SynaptreeError):
     """A method cannot act on this model or optimizer."""
+
+
+class RankError(SynaptreeError):
+    """Processes that train together differ, or one of them is gone."""
 
 
 class CheckpointError(SynaptreeError):

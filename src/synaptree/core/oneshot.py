@@ -12,6 +12,7 @@ from synaptree.core.errors import AttachError, DataError, NumericError, Synaptre
 from synaptree.core.layer import Layer, layers_of
 from synaptree.core.method import Method
 from synaptree.core.probe import Probe, Reduction
+from synaptree.core.ranks import Ranks, made_whole
 from synaptree.core.topology import Delta, Topology
 
 __all__ = ["Calibration", "prune"]
@@ -22,7 +23,7 @@ _BATCH = 250  # samples per forward pass when one tensor is given
 def prune(
     model: nn.Module, method: Method, batches: Tensor | Iterable[Any] | None = None, *,
     topology: Topology | None = None, include: Iterable[str] = ("*",), exclude: Iterable[str] = (), seed: int = 0,
-    gradients: Mapping[str, Tensor] | None = None,
+    gradients: Mapping[str, Tensor] | None = None, group: Any = None,
 ) -> Topology:  # fmt: skip
     """Let `method` edit the topology of `model` once, outside training; after an error both are as before.
 
@@ -38,6 +39,7 @@ def prune(
         seed: of the topology's random generator, where a new one is made.
         gradients: parameter name -> gradient of the loss, where the method needs them; see
             `signals.gradients.mean_gradients`.
+        group: processes that train together, see `attach`; each may give other batches.
 
     Returns:
         The topology; `topology.notes` says in sentences what the method could not do here.
@@ -57,6 +59,7 @@ def prune(
         >>> model.weight.tolist()
         [[1.0, 1.0, 0.0, 0.0]]
     """
+    ranks = Ranks(model, group)
     layers = layers_of(model, method.granularity, include, exclude)
     if "gradient" in method.needs and gradients is None:
         raise AttachError(f"{method!r} needs gradients of the training loss: use attach, or give `gradients`")
@@ -74,7 +77,10 @@ def prune(
         _require_finite(model, topology)
         topology.apply(model)
         topology.notes = []
-        (method.edit or one_pass)(Calibration(model, method, topology, layers, inputs, gradients or {}))
+        with made_whole(model) as whole:
+            layers = layers_of(whole, method.granularity, include, exclude)
+            (method.edit or one_pass)(Calibration(whole, method, topology, layers, inputs, gradients or {}, ranks))
+        ranks.require_equal(topology)
     return topology
 
 
@@ -88,14 +94,15 @@ class Calibration:
         layers: those that may be touched.
         inputs: calibration batches, each of shape `(samples, ...)`.
         grads: parameter name -> gradient of the loss, where the method needs it.
+        ranks: the processes that give batches, each its own.
     """
 
     def __init__(
         self, model: nn.Module, method: Method, topology: Topology, layers: Sequence[Layer],
-        inputs: list[Tensor], grads: Mapping[str, Tensor],
+        inputs: list[Tensor], grads: Mapping[str, Tensor], ranks: Ranks,
     ) -> None:  # fmt: skip
         self.model, self.method, self.topology = model, method, topology
-        self.layers, self.inputs, self.grads = tuple(layers), inputs, grads
+        self.layers, self.inputs, self.grads, self.ranks = tuple(layers), inputs, grads, ranks
 
     def observe(
         self, reductions: Mapping[str, Reduction], forward: Callable[[Tensor], object] | None = None
@@ -121,6 +128,7 @@ class Calibration:
                         f"batch {i} of the calibration data, of shape {tuple(x.shape)} and {x.dtype}, does not go "
                         f"through {type(self.model).__name__}; give inputs such as it is trained on ({error})"
                     ) from error
+        probe.put(self.ranks.add_up(probe.take()))
         return {layer.name: probe.means(layer.name) for layer in self.layers}
 
     def masks(

@@ -78,6 +78,10 @@ class Probe:
         taken, self._sums = self._sums, {layer.name: {} for layer in self.layers}
         return taken
 
+    def put(self, sums: dict[str, dict[str, Any]]) -> None:
+        """Go on from the sums of `take`, or from those of several processes added up."""
+        self._sums = sums
+
     @torch.no_grad()
     def _look(
         self, layer: Layer, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from synaptree.core.errors import CheckpointError, ShapeError, unknown
 from synaptree.core.layer import Layer, mask_shape, parameters_of
+from synaptree.core.ranks import held, held_part, settle
 
 __all__ = ["Delta", "Topology"]
 
@@ -161,7 +162,7 @@ class Topology:
     def apply(self, model: nn.Module) -> None:
         """Set every weight of `model` whose connection does not exist to +0.0."""
         for name, parameter in self.parameters(model):
-            parameter.masked_fill_(~self.masks[name], 0.0)
+            held(parameter).masked_fill_(~held_part(self.masks[name], parameter), 0.0)
 
     def parameters(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the masked parameters of `model` with their names.
@@ -169,6 +170,7 @@ class Topology:
         Raises:
             ShapeError: the model lacks one of them, or has it in another shape; then none is yielded.
         """
+        settle(model)
         own = parameters_of(model)
         for name, shape in self.shapes.items():
             if name not in own or tuple(own[name].shape) != shape:

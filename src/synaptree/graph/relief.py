@@ -90,6 +90,7 @@ class Relief:
         with nullcontext() if self.mask_shortcut else whole_shortcuts(on.model):
             stats = on.observe(self.collect(kind), forward)
         stats |= {name: {"mean_abs": totals[node]} for name, node in shortcuts.items()}
+        totals = on.ranks.add_up({"operands": totals})["operands"]
         # a norm over positions: the mean over samples would only scale both sides of the comparison
         return stats, {name: totals[name].reshape(len(totals[name]), -1).norm(dim=1) for name in operands}
 

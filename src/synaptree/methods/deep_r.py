@@ -83,16 +83,14 @@ class _Rewiring:
             raise AttachError("deep_r moves weights at the optimizer's rate, and prune has none: use attach")
         signs = [_known_signs(on, layer) for layer in on.layers]
         for layer, sign in zip(on.layers, signs, strict=True):
-            self._move(layer.module.weight, on.topology.masks[layer.weight], sign, on)
+            self._move(layer, on.topology.masks[layer.weight], sign, on)
         on.edit(on.masks())
         for layer, sign in zip(on.layers, signs, strict=True):  # gone and drawn again at once
             weight = layer.module.weight
             weight.masked_fill_(weight * sign < 0, 0.0)
 
-    def _move(self, weight: Tensor, exists: Tensor, sign: Tensor, on: Attached) -> None:
-        groups = on.optimizer.param_groups if on.optimizer else []
-        rate = next((float(group["lr"]) for group in groups if any(p is weight for p in group["params"])), 0.0)
-        sign = sign[exists]
+    def _move(self, layer: Layer, exists: Tensor, sign: Tensor, on: Attached) -> None:
+        weight, rate, sign = layer.module.weight, on.rate(layer), sign[exists]
         # drawn on the CPU so that one seed means one network on every device
         walk = torch.randn(len(sign), generator=on.topology.rng).to(weight)
         weight[exists] += rate * sign * (self.noise * walk - self.l1)

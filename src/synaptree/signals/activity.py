@@ -15,7 +15,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from synaptree.core.errors import OptionError, unknown
 from synaptree.core.layer import Layer
@@ -145,15 +145,6 @@ class Flow:
         if "samples" in state:
             parts["samples"] = view.stats["samples"]
         return {name: state[name] + part for name, part in parts.items()}
-
-    def joint(self, state: State) -> State:
-        """Return the sums over all processes that train together; each has seen a part of the batch."""
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return {}
-        sums = {name: state[name].clone() for name in (*_SUMS[self.criterion], "samples") if name in state}
-        for total in sums.values():
-            distributed.all_reduce(total)
-        return sums
 
     def saw(self, state: State) -> bool:
         """Return whether anything flowed in this window."""
@@ -332,10 +323,8 @@ def _life(
         if place == 1:  # until here sums of the past window are kept: an edit at its end reads them
             state = {**state, **flow.begin(state, view)}
         state = {**state, **flow.add(state, view)}
-        if place == windows.every:
-            state = {**state, **flow.joint(state)}
-            if flow.saw(state):
-                state["memory"] = age(state["memory"], state, view)
+        if place == windows.every and flow.saw(state):
+            state["memory"] = age(state["memory"], state, view)
         return state
 
     def read(state: State, view: View) -> Tensor:

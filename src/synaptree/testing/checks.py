@@ -27,6 +27,7 @@ from synaptree.core.schedule import as_schedule
 from synaptree.core.topology import Topology
 from synaptree.rules.density import Density
 from synaptree.rules.structure import Weights
+from synaptree.testing import together
 from synaptree.testing.golden import Golden, replay, wanted
 from synaptree.testing.require import counts, require, require_legal, require_same, require_zeros
 from synaptree.testing.toys import CONVOLUTIONAL, DENSE, ONE_ROW, RESIDUAL, STEPS, TIED, Toy, Trial
@@ -349,6 +350,16 @@ def engine_gives_the_same_outputs(subject: Subject) -> str | None:
     return None
 
 
+def replicas_hold_the_same_masks(subject: Subject) -> str | None:
+    """Two processes under `DistributedDataParallel` hold at each step what one process holds that sees all data."""
+    return together.replicas(subject.method, tuple(subject.toys(DENSE, CONVOLUTIONAL)))
+
+
+def shards_hold_the_same_masks(subject: Subject) -> str | None:
+    """Two processes, each with a part of the parameters by `fully_shard`, hold what one process holds."""
+    return together.shards(subject.method, tuple(subject.toys(DENSE, CONVOLUTIONAL)))
+
+
 CHECKS: Mapping[str, Check] = {
     check.__name__: check
     for check in (
@@ -357,6 +368,7 @@ CHECKS: Mapping[str, Check] = {
         ties_go_to_the_lowest_index, extremes_are_met, amp_skips_do_not_count, pieces_of_a_batch_are_the_batch,
         compiled_model_gets_the_same_masks, half_precision_works, survivors_are_left_alone,
         repr_builds_it_again, card_is_complete, golden_edits_come_out, engine_gives_the_same_outputs,
+        replicas_hold_the_same_masks, shards_hold_the_same_masks,
     )
 }  # fmt: skip
 """Every check by its name: `Subject -> None`, or the reason why it does not apply."""
