@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 import synaptree
 from synaptree.artifact.files import replacing
 from synaptree.cli.commands import app
-from synaptree.cli.run import stoppable
+from synaptree.cli.run import Stop, stoppable
 from synaptree.train.download import SETS, File, Source
 
 RECIPE = """
@@ -133,10 +133,19 @@ def test_seeds_and_values_on_the_command_line_win(recipe: Recipe) -> None:
     assert [len(entry["rounds"]) for entry in found] == [2, 2]
 
 
+class StopAfter(Stop):
+    def __init__(self, updates: int) -> None:
+        super().__init__()
+        self.left = updates  # it is asked before the run as well, so the last update is answered with yes
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
 @contextmanager
-def stopping_after(updates: int) -> Iterator[Callable[[], bool]]:
-    left = iter(range(updates))  # it is asked before the run as well, so the last update is answered with yes
-    yield lambda: next(left, None) is None
+def stopping_after(updates: int) -> Iterator[Stop]:
+    yield StopAfter(updates)
 
 
 @pytest.mark.parametrize("method", ["nnrelief", "gradual_magnitude"])
@@ -360,13 +369,14 @@ def test_real_signals_stop_a_real_run_that_goes_on_to_the_same_end(recipe: Recip
     main = "from synaptree.cli import main; main()"
     words = [sys.executable, "-c", main, "run", str(recipe(controls="magnitude = 'all'", epochs=15)), "--out"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for number, mark in ((signal.SIGINT, "round 0"), (signal.SIGTERM, "magnitude, seed 0: round 1")):
+    stops = ((signal.SIGINT, "round 0", 130), (signal.SIGTERM, "magnitude, seed 0: round 1", 143))
+    for number, mark, status in stops:
         with subprocess.Popen([*words, "parts"], stdout=-1, stderr=-1, text=True, env=environment) as process:
             assert process.stdout is not None
             assert any(mark in line for line in process.stdout)
             process.send_signal(number)
             _, errors = process.communicate(timeout=60)
-        assert process.returncode == 130
+        assert process.returncode == status
         assert "To go on:\n  synaptree run" in errors
         assert "Traceback" not in errors
     finished, whole = (

@@ -1,6 +1,9 @@
 """Experiments: a recipe carried out, for the method and each control, seed by seed."""
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +17,15 @@ from synaptree.core.errors import OptionError, SynaptreeError
 from synaptree.core.layer import layers_of
 from synaptree.core.topology import Topology
 from synaptree.recipe import Recipe
-from synaptree.results import Result, Round, config_hash, environment, read, write
+from synaptree.results import PROGRESS, Result, Round, config_hash, environment, read, write, write_progress
 from synaptree.stages import programme_stages
 from synaptree.train import zoo
+from synaptree.train.checkpoint import BEFORE, CHECKPOINT, remove, remove_partial, whereabouts
 from synaptree.train.data import Dataset, load
 from synaptree.train.growth import Grow, PruneUntil
 from synaptree.train.loop import EpochLog, Interrupted
 from synaptree.train.network import Network
 from synaptree.train.programme import (
-    CHECKPOINT,
     Adopt,
     Load,
     Log,
@@ -40,6 +43,8 @@ from synaptree.train.programme import (
 )
 
 __all__ = ["Run", "runs", "start"]
+
+SIGN_EVERY = 1.0  # seconds at least between two writings of what a run has recorded so far
 
 
 class Run:
@@ -81,13 +86,26 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The file that an interrupted run goes on from."""
-        return self.folder / CHECKPOINT
+        """The file that an interrupted run goes on from; a kill between two moves leaves only the one before."""
+        last, before = self.folder / CHECKPOINT, self.folder / BEFORE
+        return before if before.exists() and not last.exists() else last
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint of this run says of itself: recipe, method, model, seed, and all else that was chosen."""
+        return {"recipe": self.recipe.name, **self.config}
 
     def forget(self) -> None:
-        """Remove the result and the checkpoint, so that the run starts over."""
-        self.checkpoint.unlink(missing_ok=True)
+        """Remove the result and the checkpoints, so that the run starts over."""
         self.result_file().unlink(missing_ok=True)
+        remove(self.folder)
+
+    def tidy(self) -> None:
+        """Remove what a finished run no longer needs; a kill at its very end may have left it."""
+        remove(self.folder)
+        remove_partial(self.folder)
+        with suppress(OSError):
+            (self.folder / PROGRESS).unlink()
 
     def result_file(self) -> Path:
         """Return the file of the finished result."""
@@ -102,31 +120,65 @@ class Run:
     def run(
         self, data_root: Path | None, *, resume: bool = False, stop: Callable[[], bool] = lambda: False,
         watch: Callable[[Stage, EpochLog | None], None] = lambda stage, log: None,  # noqa: ARG005
+        say: Callable[[str], None] = lambda line: warnings.warn(line, stacklevel=2), every: float = 60.0,
     ) -> Iterator[Stage]:  # fmt: skip
-        """Develop the network, yielding each stage before it runs, and write the result."""
+        """Develop the network, yielding each stage before it runs, and write the result.
+
+        Args:
+            data_root: where the data sets lie.
+            resume: go on from the checkpoint, if there is one.
+            stop: asked after every update; true interrupts, and leaves a checkpoint.
+            watch: told what happens: `(stage, epoch log or None)`.
+            say: told, in a sentence, what a person should know.
+            every: seconds between checkpoints.
+        """
         started = datetime.now(UTC)
         if self.recipe.threads is not None:
             torch.set_num_threads(self.recipe.threads)
         data = load(self.recipe.data, data_root, validation=self.recipe.validation)
         self._classes = data.classes
-        around = Surroundings(data, self.seed, self.folder, self._fresh, stop=stop, watch=watch)
+        where = environment()
+        around = Surroundings(
+            data, self.seed, self.folder, self._fresh, stop=stop, say=say, machine=whereabouts(where)
+        )
+        around.watch = self._signing(around, started, where, watch)
         network = Network(self._fresh(self.seed), Topology(self.seed))
         self._check_fit(network.model, data)
         self.network, self.log = network, around.log
         status, reason = "failed", "stopped by an error of the programme"
         try:
-            yield from develop(network, self.stages(), around, identity=self.hash, resume=resume)
+            yield from develop(network, self.stages(), around, identity=self.identity, resume=resume, every=every)
             read_test(around)
             status, reason = "done", ""
         except Interrupted:
             status, reason = "interrupted", "asked to stop"
             raise
-        except SynaptreeError as error:
+        except (OSError, SynaptreeError) as error:
             reason = str(error)
             raise
         finally:
-            self._write(around, status, reason, started)
-        self.checkpoint.unlink(missing_ok=True)
+            with suppress(*([] if status == "done" else [OSError])):  # what stopped the run says more
+                write(self._result(around, status, reason, started, where), self.folder)
+            with suppress(OSError):
+                (self.folder / PROGRESS).unlink()
+        self.tidy()
+
+    def _signing(
+        self, around: Surroundings, started: datetime, where: Mapping[str, Any],
+        watch: Callable[[Stage, EpochLog | None], None],
+    ) -> Callable[[Stage, EpochLog | None], None]:  # fmt: skip
+        """Return `watch` that also writes down, now and then, what was recorded so far."""
+        signed = 0.0
+
+        def sign_and_watch(stage: Stage, log: EpochLog | None) -> None:
+            nonlocal signed
+            if time.monotonic() - signed > SIGN_EVERY:
+                with suppress(OSError):  # it is for onlookers: training goes on without
+                    write_progress(self._result(around, "running", "", started, where), self.folder)
+                signed = time.monotonic()
+            watch(stage, log)
+
+        return sign_and_watch
 
     def _check_fit(self, model: nn.Module, data: Dataset) -> None:
         """Raise an OptionError for what would otherwise fail after hours: data the model or the method cannot take."""
@@ -237,18 +289,19 @@ class Run:
     def _fresh(self, seed: int) -> nn.Module:
         return self.recipe.build_model(seed, self._classes)
 
-    def _write(self, around: Surroundings, status: str, reason: str, started: datetime) -> None:
+    def _result(
+        self, around: Surroundings, status: str, reason: str, started: datetime, where: Mapping[str, Any]
+    ) -> Result:
         epochs = around.log["epochs"]
         seconds = sorted(entry["seconds"] for entry in epochs)
-        result = Result.model_validate({
+        return Result.model_validate({
             "recipe": self.recipe.name, "method": self.recipe.method, "control": self.control, "seed": self.seed,
             "config": self.config, "config_hash": self.hash, "status": status, "reason": reason or None,
             "started": started.isoformat(timespec="seconds"),
             "seconds": (datetime.now(UTC) - started).total_seconds(),
             "seconds_per_epoch": seconds[len(seconds) // 2] if seconds else None,
-            "test_from": around.data.test_from, **environment(), **around.log,
+            "test_from": around.data.test_from, **where, **around.log,
         })  # fmt: skip
-        write(result, self.folder)
 
 
 def runs(recipe: Recipe, out: Path, seeds: Sequence[int] | None = None) -> list[Run]:

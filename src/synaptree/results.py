@@ -19,10 +19,16 @@ import synaptree
 from synaptree.artifact.files import replacing
 from synaptree.core.errors import DataError, OptionError
 
-__all__ = ["SCHEMA", "Epoch", "Result", "Round", "config_hash", "environment", "read", "write"]
+__all__ = [
+    "PROGRESS", "SCHEMA", "Connections", "Epoch", "Result", "Round", "config_hash", "environment", "read",
+    "write", "write_progress",
+]  # fmt: skip
 
 SCHEMA: Final = 1
 """Version of the result file; another version is refused on reading."""
+
+PROGRESS: Final = "progress.result"
+"""Name of the file that holds what an unfinished run has recorded so far; no `.json`, so that no search finds it."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -33,6 +39,18 @@ class Record(BaseModel):
     """A part of the result file: unknown keys are refused, and a loss that is not finite survives."""
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+
+Ages = Annotated[list[Count], Field(min_length=5, max_length=5)]
+
+
+class Connections(Record):
+    """What an epoch left of the topology, where it is another than before."""
+
+    born: Count = Field(description="so far, in this topology; fewer than before where growth was undone")
+    died: Count = Field(description="so far")
+    ages: Ages | None = Field(None, description="in updates: least, quartiles, most; None: nothing was born")
+    layers: dict[str, Share] = Field(description="density of the weights of each layer with a mask")
 
 
 class Epoch(Record):
@@ -46,6 +64,7 @@ class Epoch(Record):
     validation_accuracy: Share
     density: Share = Field(description="weights alive / weights")
     seconds: Seconds
+    connections: Connections | None = Field(None, description="where the topology changed since the epoch before")
 
 
 class Round(Record):
@@ -72,6 +91,7 @@ class Round(Record):
     stage: str = Field("", description="name of the stage that ended with it, where the programme names stages")
     born: Count | None = Field(None, description="connections born since the round before")
     died: Count | None = Field(None, description="connections that died since the round before")
+    ages: Ages | None = Field(None, description="in updates: least, quartiles, most; None: nothing was born")
 
     @model_validator(mode="after")
     def _errors_belong_to_items(self) -> Self:
@@ -100,11 +120,12 @@ class Result(Record):
     hardware: dict[str, Any]
     threads: Count
     test_from: str | None = Field(None, description="where the test set comes from")
-    status: Literal["done", "interrupted", "failed"]
+    status: Literal["done", "interrupted", "failed", "running"]
     reason: str | None = Field(None, description="why the run was interrupted or failed")
     started: str = Field(description="UTC, ISO 8601")
     seconds: Seconds
     seconds_per_epoch: Seconds | None = None
+    notes: list[str] = Field([], description="what a reader should know of the run as a whole, in sentences")
     epochs: list[Epoch] = []
     rounds: list[Round] = []
 
@@ -186,7 +207,15 @@ def write(result: Result, folder: Path) -> Path:
     """
     recipe = PurePosixPath(result.recipe).name.removesuffix(".toml")
     name = f"{recipe}-{result.control or result.method}-s{result.seed}-{result.config_hash}"
-    path = Path(folder) / (re.sub(r"[^\w.+=-]+", "_", name) + ".json")
+    return _put(result, Path(folder) / (re.sub(r"[^\w.+=-]+", "_", name) + ".json"))
+
+
+def write_progress(result: Result, folder: Path) -> Path:
+    """Write what a run has recorded so far to `folder/progress.result`; return that path."""
+    return _put(result, Path(folder) / PROGRESS)
+
+
+def _put(result: Result, path: Path) -> Path:
     text = _lines(json.loads(result.model_dump_json()))
     with replacing(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,33 +19,34 @@ from synaptree.testing.together import in_processes, sharded
 
 SCRIPT = Path(__file__).with_name("own_loop.py")
 
-pytestmark = pytest.mark.slow
+PAGE = Path(__file__).parents[2] / "docs" / "processes.md"
 
 
-def torchrun(processes, folder, kind, name, updates, *die_at):
+def torchrun(processes, script, *arguments, cwd=None):
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-        str(SCRIPT), kind, name, str(folder), str(updates), *map(str, die_at),
+        str(script), *map(str, arguments),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=180)
 
 
 def results(folder, processes):
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name", "first", "then"), [
     ("fsdp", "dynamic_synaptic", 2, 4), ("ddp", "rigl", 2, 1),
 ])  # fmt: skip
 def test_a_job_that_lost_a_process_goes_on_with_another_number_of_them(tmp_path, kind, name, first, then):
     alone = outcome(developed(TOY.model(), TOY.inputs, TOY.targets, name, 8))
     assert alone["died"] > 0
-    died = torchrun(first, tmp_path, kind, name, 8, 5)
+    died = torchrun(first, SCRIPT, kind, name, tmp_path, 8, 5)
     assert died.returncode != 0
     assert "SIGKILL" in died.stderr or "exitcode  : -9" in died.stderr
     assert not (tmp_path / "rank0.json").exists()
-    resumed = torchrun(then, tmp_path, kind, name, 8)
+    resumed = torchrun(then, SCRIPT, kind, name, tmp_path, 8)
     assert resumed.returncode == 0, resumed.stderr
     assert results(tmp_path, then) == [alone] * then
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["latest"]
@@ -72,3 +74,12 @@ def _refuses(_, folder):
 
 def test_a_folder_without_a_checkpoint_or_of_another_method_or_without_masks_is_refused(tmp_path):
     in_processes(2, _refuses, tmp_path / "latest")
+
+
+@pytest.mark.slow
+def test_the_loop_in_the_documentation_runs(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    (tmp_path / "loop.py").write_text(code)
+    done = torchrun(2, tmp_path / "loop.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "0.20"

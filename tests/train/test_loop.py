@@ -8,9 +8,10 @@ from synaptree.core.errors import NumericError
 from synaptree.core.oneshot import prune
 from synaptree.methods import build
 from synaptree.train import zoo
+from synaptree.train.checkpoint import load_checkpoint, save_checkpoint
 from synaptree.train.data import Dataset, Split, load
 from synaptree.train.loop import Interrupted, TrainOptions, evaluate, mistakes, train
-from synaptree.train.network import Network, load_checkpoint, save_checkpoint
+from synaptree.train.network import Network
 
 OPTIONS = TrainOptions(epochs=3, batch=300, lr=1e-2)
 

@@ -49,8 +49,15 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _synaptree(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
-) -> None: ...
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
+    imports: Annotated[
+        list[Path] | None, typer.Option("--import", metavar="FILE.py", help="A file with a method of your own.")
+    ] = None,
+) -> None:
+    for file in imports or ():
+        from synaptree.cli.imports import import_file
+
+        import_file(file)
 
 
 @app.command()
@@ -68,11 +75,16 @@ def run(
     ] = None,
     record: Annotated[Path | None, typer.Option(help="Copy the result files there as well.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do again what is done, and start over.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on; there must be something to go on from.")] = False,
+    every: Annotated[
+        float, typer.Option("--checkpoint-every", metavar="SECONDS", min=0, help="Lose at most that much to a crash.")
+    ] = 60.0,
     all_rounds: AllRounds = False,
 ) -> None:
     """Run a recipe: its method and controls, for every seed.
 
-    What is done already is not done again, and what Ctrl-C stopped goes on where it was.
+    What is done already is not done again, and what was stopped or killed goes
+    on where it was, --resume or not.
     """
     from synaptree.cli.run import carry_out
     from synaptree.recipe import find_recipe, load_recipe
@@ -80,7 +92,7 @@ def run(
     loaded = load_recipe(find_recipe(recipe), changes or ())
     carry_out(
         loaded, out or Path("runs") / loaded.method / loaded.name, data=data, seeds=seeds, record=record, fresh=fresh,
-        all_rounds=all_rounds,
+        resume=resume, every=every, all_rounds=all_rounds,
     )  # fmt: skip
 
 
@@ -90,6 +102,18 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show the card of th
     from synaptree.cli.show import show_method, show_methods
 
     show_methods() if name is None else show_method(name)
+
+
+@app.command()
+def new_method(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As in my_rule.")],
+    folder: Annotated[Path, typer.Option("--in", help="A folder of yours, or a checkout of synaptree.")] = Path(),
+) -> None:
+    """Write the file, recipe, golden edit and test of a new method, which run as they are and wait to be changed."""
+    from synaptree.cli.new_method import write_method
+
+    for path in write_method(name, folder):
+        typer.echo(path)
 
 
 @app.command()
@@ -161,6 +185,35 @@ def results(
         sys.stdout.write(as_json(summary(found)) + "\n")
     else:
         show_results(Console(), found, all_rounds=all_rounds, markdown=markdown)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or result files.", metavar="RUN")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.html", help="The file to write.")] = Path(
+        "report.html"
+    ),
+    time: Annotated[bool, typer.Option("--time", help="Measure how long each layer takes in the engine.")] = False,
+) -> None:
+    """Write runs as one page that opens anywhere, without a network.
+
+    Accuracy over density beside the controls, the density, births and deaths
+    of connections, what the network is now, and how all that was made.
+    """
+    from synaptree.cli.report import write_report
+
+    write_report(runs, out, time=time)
+
+
+@app.command()
+def watch(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", metavar="RUN")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="To listen on.", show_default="a free one")] = 0,
+) -> None:
+    """Show runs in a browser of this machine while they go on, until Ctrl-C."""
+    from synaptree.cli.watch import serve
+
+    serve(runs, port)
 
 
 @app.command()

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
 from types import FrameType
 
 import typer
 from rich.console import Console
 
 from synaptree.cli.show import show_results
+from synaptree.core.errors import OptionError, SynaptreeError
 from synaptree.experiment import Run, runs
 from synaptree.recipe import Recipe
 from synaptree.report.live import Display
@@ -22,14 +22,33 @@ from synaptree.train.data import load
 from synaptree.train.loop import Interrupted
 from synaptree.train.programme import Stage
 
-__all__ = ["carry_out", "stoppable"]
+__all__ = ["Stop", "carry_out", "stoppable"]
 
-STOPPED = 130  # the exit status of what Ctrl-C stopped
+
+class Stop:
+    """Called, it says whether a signal asked to stop.
+
+    Attributes:
+        signal: the number of the one that did; None before.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self) -> bool:
+        """Say whether one did."""
+        return self.signal is not None
+
+    @property
+    def status(self) -> int:
+        """The exit status that shells know it by: 130 after Ctrl-C, 143 after SIGTERM."""
+        return 128 + (self.signal or signal.SIGINT)
 
 
 def carry_out(
     recipe: Recipe, out: Path, *, data: Path | None = None, seeds: Sequence[int] | None = None,
-    record: Path | None = None, fresh: bool = False, all_rounds: bool = False,
+    record: Path | None = None, fresh: bool = False, resume: bool = False, every: float = 60.0,
+    all_rounds: bool = False,
 ) -> None:  # fmt: skip
     """Run what a recipe asks for, then show table, picture and files.
 
@@ -40,24 +59,32 @@ def carry_out(
         seeds: in place of the recipe's own.
         record: folder that gets copies of the result files.
         fresh: do again what is done already.
+        resume: there must be something to go on from.
+        every: seconds between checkpoints.
         all_rounds: show every round in the table.
 
     Raises:
-        typer.Exit: with status 130, when a signal asked to stop; a checkpoint is left.
+        OptionError: there is nothing to go on from, or it should both be gone on from and forgotten.
+        typer.Exit: with status 130 or 143, when a signal asked to stop; a checkpoint is left.
     """
     console = Console()
     wanted = runs(recipe, out, seeds)
+    if resume:
+        _require_begun(wanted, fresh)
     if fresh:
         load(recipe.data, data, validation=recipe.validation)  # nothing is forgotten where it could not run
         for run in wanted:
             run.forget()
     with stoppable() as stop:
         try:
-            _develop(wanted, console, data, stop)
+            _develop(wanted, console, data, stop, every)
         except Interrupted:
-            again = shlex.join(["synaptree", *(word for word in sys.argv[1:] if word != "--fresh")])
-            typer.echo(f"stopped; what was reached is kept in {out}. To go on:\n  {again}", err=True)
-            raise typer.Exit(STOPPED) from None
+            typer.echo(f"stopped; what was reached is kept in {out}. To go on:\n  {_again()}", err=True)
+            raise typer.Exit(stop.status) from None
+        except (OSError, SynaptreeError):
+            if any(run.checkpoint.exists() for run in wanted):
+                typer.echo(f"what was reached is kept in {out}. To go on, once it can:\n  {_again()}", err=True)
+            raise
     finished = [result for run in wanted if (result := run.done())]
     show_results(console, finished, all_rounds=all_rounds)
     picture(finished, out / "picture.png")
@@ -69,25 +96,53 @@ def carry_out(
         typer.echo(f"copies:  {record}")
 
 
-def _develop(wanted: Sequence[Run], console: Console, data: Path | None, stop: Callable[[], bool]) -> None:
+def _require_begun(wanted: Sequence[Run], fresh: bool) -> None:
+    """Raise an OptionError where none of the runs is done or has a checkpoint."""
+    if fresh:
+        raise OptionError("--resume goes on from what is there, --fresh forgets it; give one of them")
+    if not any(run.checkpoint.exists() or run.done() for run in wanted):
+        places = [str(run.checkpoint) for run in wanted]
+        more = f" and {len(places) - 3} more places" if len(places) > 3 else ""
+        raise OptionError(
+            f"--resume: nothing to go on from; no checkpoint and no result lies at {', '.join(places[:3])}{more}. "
+            "Leave --resume out to begin, or give the recipe, the --set values and the --out folder it was begun with"
+        )
+
+
+def _again() -> str:
+    """Return the command that goes on."""
+    return shlex.join(["synaptree", *(word for word in sys.argv[1:] if word != "--fresh")])
+
+
+def _develop(
+    wanted: Sequence[Run], console: Console, data: Path | None, stop: Callable[[], bool], every: float
+) -> None:
     """Run what is not done, one after the other."""
     left = {number: run for number, run in enumerate(wanted, 1) if run.done() is None}
     with Display(console, runs=len(wanted), epochs=sum(run.epochs for run in left.values())) as display:
         if len(left) < len(wanted):
             display.say(f"{len(wanted) - len(left)} of {len(wanted)} runs are done already (--fresh does them again)")
+        for number, run in enumerate(wanted, 1):
+            if number not in left:
+                run.tidy()
         for number, run in left.items():
             if stop():
                 raise Interrupted
-            _one(run, number, display, data, stop)
+            _one(run, number, display, data, stop, every)
 
 
-def _one(run: Run, number: int, display: Display, data: Path | None, stop: Callable[[], bool]) -> None:
+def _one(
+    run: Run, number: int, display: Display, data: Path | None, stop: Callable[[], bool], every: float
+) -> None:
     resumed = run.checkpoint.exists()
 
     def watch(stage: Stage, _: object) -> None:
         display.show(stage, run.network, run.log)
 
-    for index, stage in enumerate(run.run(data, resume=True, stop=stop, watch=watch)):
+    def say(line: str) -> None:
+        display.say(f"{run.title}: {line}")
+
+    for index, stage in enumerate(run.run(data, resume=True, stop=stop, watch=watch, say=say, every=every)):
         if index == 0:
             display.begin(number, run.title, run.recipe.count, len(run.log["rounds"]))
             if resumed:
@@ -96,20 +151,20 @@ def _one(run: Run, number: int, display: Display, data: Path | None, stop: Calla
 
 
 @contextmanager
-def stoppable() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGINT or SIGTERM asked to stop; a second signal acts as ever."""
-    asked = Event()
+def stoppable() -> Iterator[Stop]:
+    """Yield what says whether SIGINT or SIGTERM asked to stop; a second signal acts as ever."""
+    stop = Stop()
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        asked.set()
+    def ask(number: int, _frame: FrameType | None) -> None:
+        stop.signal = number
         restore()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked.is_set
+        yield stop
     finally:
         restore()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from synaptree.core.attach import attach
 from synaptree.core.errors import NumericError
 from synaptree.core.method import Method
 from synaptree.soft.penalty import Kind, Step, parameter_groups, penalise
+from synaptree.train import together
 from synaptree.train.data import Dataset, Split, batches, derive
 from synaptree.train.network import Network, load_optimizer
 
@@ -88,7 +88,8 @@ def train(
 
     Connections that do not exist stay 0; `method` may edit the topology as training goes on. The order
     of the data derives from (seed, epoch) and all other randomness of an epoch from the same, so that
-    training goes on exactly where `network.within` says.
+    training goes on exactly where `network.within` says. Processes that torchrun started take each its part of
+    every batch; running statistics are those of the first one's part.
 
     Args:
         network: trained in place.
@@ -155,9 +156,9 @@ def _epoch(
             x = x.to(memory_format=torch.channels_last)
         stepper.zero_grad()
         with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=options.autocast is not None):
-            loss = F.cross_entropy(model(x), y)
+            loss = together.mean_loss(model(together.part(x)), together.part(y), len(y))
         accelerator.backward(loss)
-        value = loss.item()
+        value = together.mean(loss.item())
         if not math.isfinite(value):
             raise NumericError(
                 f"the loss is {value} at update {network.step} (epoch {network.epoch}, batch {int(within['batch'])}); "
@@ -168,8 +169,9 @@ def _epoch(
         within["batch"] += 1
         within["loss"] += value * len(y)
         within["samples"] += len(y)
-        if stop():
+        if together.anyone(stop()):
             raise Interrupted
+    together.same_buffers(network.model)
     network.keep(keep)
     mean = within["loss"] / max(1, within["samples"])
     within["batch"] = 0

@@ -1,6 +1,7 @@
 """Programmes: the stages a network goes through, each a frozen value with `run(network, run)`."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,26 +12,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synaptree.artifact.interchange import load_into, read_tensors, save_sparse, write_tensors
-from synaptree.core.errors import AttachError, OptionError
+from synaptree.core.errors import AttachError, CheckpointError, NumericError, OptionError
 from synaptree.core.layer import layers_of
 from synaptree.core.method import Method
 from synaptree.core.oneshot import prune
 from synaptree.core.topology import Topology
+from synaptree.measure.ages import age_quartiles
 from synaptree.measure.count import Count, count
 from synaptree.signals.gradients import mean_gradients
+from synaptree.train.checkpoint import (
+    CHECKPOINT,
+    Checkpoint,
+    Identity,
+    newest,
+    remove_partial,
+    save_checkpoint,
+    set_aside,
+)
 from synaptree.train.data import Dataset, derive, sample
 from synaptree.train.loop import EpochLog, Interrupted, TrainOptions, evaluate, mistakes, train
-from synaptree.train.network import Network, load_checkpoint, reached, save_checkpoint
+from synaptree.train.network import Network
 
 __all__ = [
-    "CHECKPOINT", "Adopt", "Load", "Log", "Measure", "Prune", "Reinitialise", "Renew", "Reshaping", "Rewind", "Shuffle",
+    "Adopt", "Load", "Log", "Measure", "Prune", "Reinitialise", "Renew", "Reshaping", "Rewind", "Shuffle",
     "Stage", "Surroundings", "Train", "density_of", "develop", "loss_gradients", "read_test",
 ]  # fmt: skip
 
-CHECKPOINT = "checkpoint.safetensors"
+Log = dict[str, list[Any]]
+"""What a run records: "epochs" and "rounds", each entry plain JSON; and "notes", if there is something to say."""
 
-Log = dict[str, list[dict[str, Any]]]
-"""What a run records: "epochs" and "rounds", each entry plain JSON."""
+
+def _warn(line: str) -> None:
+    warnings.warn(line, stacklevel=3)
 
 
 @dataclass
@@ -45,6 +58,8 @@ class Surroundings:
         log: what has been recorded so far.
         stop: asked after every update; true interrupts.
         watch: told what happens: `(stage, epoch log or None)`.
+        say: told, in a sentence, what a person should know of the run.
+        machine: where the run happens, as `checkpoint.whereabouts` says it.
         keep: steps that a later rewind asks for.
         optimizer_state: of the stage that was interrupted, until it goes on.
     """
@@ -56,6 +71,8 @@ class Surroundings:
     log: Log = field(default_factory=lambda: {"epochs": [], "rounds": []})
     stop: Callable[[], bool] = lambda: False
     watch: Callable[["Stage", EpochLog | None], None] = lambda stage, log: None  # noqa: ARG005
+    say: Callable[[str], None] = _warn
+    machine: Mapping[str, Any] = field(default_factory=dict)
     keep: frozenset[int] = frozenset()
     optimizer_state: Mapping[str, Any] = field(default_factory=dict)
 
@@ -139,6 +156,7 @@ class Train:
                 "stage": self.name, "round": network.round, "epoch": log.epoch, "step": network.step,
                 "loss": log.loss, "validation_accuracy": log.validation_accuracy,
                 "density": density_of(network), "seconds": log.seconds,
+                "connections": _changed(network.topology, around.log["epochs"]),
             })  # fmt: skip
             around.watch(self, log)
 
@@ -295,6 +313,7 @@ class Measure:
             write_tensors(around.kept_file(step), weights, {})
         around.log["rounds"].append({
             "round": network.round, "stage": self.name, "born": born, "died": died,
+            "ages": age_quartiles(topology),
             "density": _density(counted),
             "layers": {layer.name: layer.weights_alive / max(1, layer.weights) for layer in counted.layers},
             "validation_accuracy": evaluate(network.model, around.data, around.data.validation),
@@ -306,7 +325,7 @@ class Measure:
 
 
 def develop(
-    network: Network, stages: Sequence[Stage], around: Surroundings, *, identity: str, resume: bool = False,
+    network: Network, stages: Sequence[Stage], around: Surroundings, *, identity: Identity, resume: bool = False,
     every: float = 60.0,
 ) -> Iterator[Stage]:  # fmt: skip
     """Take `network` through the stages and yield each before it runs; leave a checkpoint when interrupted.
@@ -317,47 +336,129 @@ def develop(
         around: what stages need beside the network.
         identity: whose checkpoint this is.
         resume: go on from the checkpoint in the run's folder, if there is one.
-        every: seconds between checkpoints at the ends of epochs and stages.
+        every: seconds between checkpoints, after any update or stage.
 
     Raises:
         Interrupted: `around.stop` said so; the checkpoint is written.
-        CheckpointError: the checkpoint belongs to another run.
+        NumericError: the loss is not finite; the last good state is in the checkpoint.
+        CheckpointError: the checkpoint belongs to another run, is damaged, or cannot be written.
     """
-    file = around.checkpoint
     around.keep = frozenset(stage.step for stage in stages if isinstance(stage, Rewind))
     network.kept.setdefault(0, network.weights())
-    if resume and file.exists():
-        for stage in stages[: reached(file)]:
-            if isinstance(stage, Reshaping):
-                stage.reshape(network, around)
-        log, around.optimizer_state = load_checkpoint(network, file, identity=identity)
-        around.log.update(log)
-    saved = time.monotonic()
-    watch = around.watch
-
-    def save() -> None:
-        nonlocal saved
-        save_checkpoint(network, file, identity=identity, log=around.log)
-        saved = time.monotonic()
-
-    def watch_and_save(stage: Stage, log: EpochLog | None) -> None:
-        watch(stage, log)
-        if time.monotonic() - saved > every:
-            save()
-
-    around.watch = watch_and_save
+    remove_partial(around.folder)
+    saving = _Saving(network, around, identity, every)
+    if resume:
+        saving.resume(stages)
+    if saving.step is None:
+        saving.save()  # a disk that is full says so before hours have passed
+    watch, stop = around.watch, around.stop
+    around.watch, around.stop = saving.watching(watch), saving.stopping(stop)
     try:
         for stage in stages[network.stage :]:
             yield stage
             stage.run(network, around)
             around.optimizer_state = {}
             network.stage += 1
-            watch_and_save(stage, None)
+            around.watch(stage, None)
     except Interrupted:
-        save()
+        saving.save()
         raise
+    except NumericError as error:
+        raise NumericError(f"{error}; the state of update {saving.step} is kept in {around.checkpoint}") from error
     finally:
-        around.watch = watch
+        around.watch, around.stop = watch, stop
+
+
+class _Saving:
+    """Writes the checkpoints of a run, and goes on from them: the one place that does.
+
+    Attributes:
+        step: updates made when the last one was written; None before the first.
+    """
+
+    def __init__(self, network: Network, around: Surroundings, identity: Identity, every: float) -> None:
+        self.network, self.around, self.identity, self.every = network, around, identity, every
+        self.step: int | None = None
+        self._saved = time.monotonic()
+
+    def save(self) -> None:
+        """Write a checkpoint, but none of a network that training has ruined: it is about to say so itself."""
+        around, network = self.around, self.network
+        try:
+            save_checkpoint(
+                network, around.checkpoint, identity=self.identity, log=around.log, machine=around.machine
+            )
+            self.step = network.step
+        except NumericError as error:
+            around.say(f"no checkpoint at update {network.step}: {error}")
+        except OSError as error:
+            kept = "nothing was trained yet" if self.step is None else f"that of update {self.step} is whole"
+            raise CheckpointError(
+                f"{around.checkpoint}: the checkpoint of update {network.step} cannot be written "
+                f"({error.strerror or error}); {kept}. Mend that, and run the same command again"
+            ) from error
+        self._saved = time.monotonic()
+
+    def resume(self, stages: Sequence[Stage]) -> None:
+        """Go on from the last whole checkpoint, if there is any."""
+        around, network = self.around, self.network
+        found, damage = newest(around.checkpoint)
+        if found is None:
+            return
+        found.require(self.identity)
+        _require_masks(found, stages)
+        for stage in stages[: found.stage]:
+            if isinstance(stage, Reshaping):
+                stage.reshape(network, around)
+        around.optimizer_state = found.restore(network)
+        around.log.update(found.content["log"])
+        self.step = network.step
+        if damage:
+            set_aside(around.checkpoint)
+            around.say(f"the last checkpoint is damaged ({damage}); goes on from the one before, of update {self.step}")
+        if differ := found.elsewhere(around.machine):
+            note = f"went on from update {self.step} elsewhere ({', '.join(differ)}): the last bits may differ since"
+            around.log.setdefault("notes", []).append(note)
+            around.say(note)
+
+    def watching(self, watch: Callable[[Stage, EpochLog | None], None]) -> Callable[[Stage, EpochLog | None], None]:
+        """Return `watch` with a checkpoint after it where one is due."""
+
+        def watch_and_save(stage: Stage, log: EpochLog | None) -> None:
+            watch(stage, log)
+            self._when_due()
+
+        return watch_and_save
+
+    def stopping(self, stop: Callable[[], bool]) -> Callable[[], bool]:
+        """Return `stop` with a checkpoint after it where one is due and the run goes on."""
+
+        def save_or_stop() -> bool:
+            if stop():
+                return True
+            self._when_due()
+            return False
+
+        return save_or_stop
+
+    def _when_due(self) -> None:
+        if time.monotonic() - self._saved > self.every:
+            self.save()
+
+
+def _require_masks(found: Checkpoint, stages: Sequence[Stage]) -> None:
+    """Raise a CheckpointError where the stages before have pruned a network that has no masks."""
+    pruned = None
+    for stage in stages[: found.stage]:
+        if isinstance(stage, Prune) or (isinstance(stage, Train) and stage.method is not None):
+            pruned = stage
+        elif isinstance(stage, Renew | Load):
+            pruned = None
+    if pruned is not None and not found.masked:
+        raise CheckpointError(
+            f"{found.path}: the checkpoint holds no masks, though it comes after {pruned!r}; "
+            "it cannot be gone on from; --fresh starts over"
+        )
 
 
 def density_of(network: Network) -> float:
@@ -385,6 +486,17 @@ def read_test(around: Surroundings) -> None:
         if (published := around.data.test_published) is not None:
             accuracy = evaluate(model, around.data, published)
             entry |= {"published_accuracy": accuracy, "published_items": len(published.y)}
+
+
+def _changed(topology: Topology, epochs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return what there is of connections, or None where the last epoch that said it said the same."""
+    last = next((said for epoch in reversed(epochs) if (said := epoch.get("connections"))), None)
+    counted = {"born": topology.born, "died": topology.died}
+    if not topology.masks or (last is not None and counted.items() <= last.items()):
+        return None
+    weights = {name: shape for name, shape in topology.shapes.items() if len(shape) > 1}
+    layers = {name.removesuffix(".weight"): round(topology.density(name), 6) for name in weights}
+    return {**counted, "ages": age_quartiles(topology), "layers": layers}
 
 
 def _density(counted: Count) -> float:
