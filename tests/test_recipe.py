@@ -36,7 +36,8 @@ random = [1, 2]
 shuffled = [2]
 reinitialised = [2]
 """
-RECIPES = sorted(path for path in Path(__file__).parents[1].joinpath("recipes").rglob("*.toml"))
+FILES = Path(__file__).parents[1].joinpath("recipes").rglob("*.toml")
+RECIPES = sorted(path for path in FILES if path.parent.name != "spaces")
 
 
 def write(folder: Path, text: str, name: str = "tiny.toml") -> Path:

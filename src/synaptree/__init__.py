@@ -16,6 +16,7 @@ _WHERE = {
     "build": "synaptree.methods",
     "check_method": "synaptree.testing",
     "compact": "synaptree.surgery.compact",
+    "compress": "synaptree.compression.compress",
     "count": "synaptree.measure.count",
     "expose_shortcuts": "synaptree.surgery.shortcuts",
     "load": "synaptree.artifact.syn",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from synaptree.artifact.syn import load_into as load_into
     from synaptree.artifact.syn import load_topology as load_topology
     from synaptree.artifact.syn import save as save
+    from synaptree.compression.compress import compress as compress
     from synaptree.core.attach import Attached as Attached
     from synaptree.core.attach import attach as attach
     from synaptree.core.errors import SynaptreeError as SynaptreeError

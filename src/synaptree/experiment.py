@@ -15,11 +15,12 @@ from torch import nn
 from synaptree import methods
 from synaptree.core.errors import OptionError, SynaptreeError
 from synaptree.core.layer import layers_of
+from synaptree.core.ranks import reached
 from synaptree.core.topology import Topology
 from synaptree.recipe import Recipe
 from synaptree.results import PROGRESS, Result, Round, config_hash, environment, read, write, write_progress
 from synaptree.stages import programme_stages
-from synaptree.train import zoo
+from synaptree.train import together, zoo
 from synaptree.train.checkpoint import BEFORE, CHECKPOINT, remove, remove_partial, whereabouts
 from synaptree.train.data import Dataset, load
 from synaptree.train.growth import Grow, PruneUntil
@@ -97,11 +98,15 @@ class Run:
 
     def forget(self) -> None:
         """Remove the result and the checkpoints, so that the run starts over."""
+        if not together.first():
+            return
         self.result_file().unlink(missing_ok=True)
         remove(self.folder)
 
     def tidy(self) -> None:
         """Remove what a finished run no longer needs; a kill at its very end may have left it."""
+        if not together.first():
+            return
         remove(self.folder)
         remove_partial(self.folder)
         with suppress(OSError):
@@ -123,6 +128,8 @@ class Run:
         say: Callable[[str], None] = lambda line: warnings.warn(line, stacklevel=2), every: float = 60.0,
     ) -> Iterator[Stage]:  # fmt: skip
         """Develop the network, yielding each stage before it runs, and write the result.
+
+        In the processes that torchrun started each trains on its part of every batch, and the first one writes.
 
         Args:
             data_root: where the data sets lie.
@@ -147,7 +154,8 @@ class Run:
         self.network, self.log = network, around.log
         status, reason = "failed", "stopped by an error of the programme"
         try:
-            yield from develop(network, self.stages(), around, identity=self.identity, resume=resume, every=every)
+            with reached(together.size()):
+                yield from develop(network, self.stages(), around, identity=self.identity, resume=resume, every=every)
             read_test(around)
             status, reason = "done", ""
         except Interrupted:
@@ -157,11 +165,13 @@ class Run:
             reason = str(error)
             raise
         finally:
-            with suppress(*([] if status == "done" else [OSError])):  # what stopped the run says more
-                write(self._result(around, status, reason, started, where), self.folder)
-            with suppress(OSError):
-                (self.folder / PROGRESS).unlink()
+            if together.first():
+                with suppress(*([] if status == "done" else [OSError])):  # what stopped the run says more
+                    write(self._result(around, status, reason, started, where), self.folder)
+                with suppress(OSError):
+                    (self.folder / PROGRESS).unlink()
         self.tidy()
+        together.wait()
 
     def _signing(
         self, around: Surroundings, started: datetime, where: Mapping[str, Any],
@@ -172,7 +182,7 @@ class Run:
 
         def sign_and_watch(stage: Stage, log: EpochLog | None) -> None:
             nonlocal signed
-            if time.monotonic() - signed > SIGN_EVERY:
+            if together.first() and time.monotonic() - signed > SIGN_EVERY:
                 with suppress(OSError):  # it is for onlookers: training goes on without
                     write_progress(self._result(around, "running", "", started, where), self.folder)
                 signed = time.monotonic()

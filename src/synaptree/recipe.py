@@ -200,7 +200,7 @@ def find_recipe(name: str) -> Path:
     places = (Path(__file__).parent / "recipes", Path("recipes"))
     known = {
         file.relative_to(place).with_suffix("").as_posix(): file
-        for place in places for file in sorted(place.rglob("*.toml"))
+        for place in places for file in sorted(place.rglob("*.toml")) if file.parent.name != "spaces"
     }  # fmt: skip
     if name not in known:
         raise unknown("recipe", name, known or ["(none lies under recipes/)"])

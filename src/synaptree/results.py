@@ -158,10 +158,13 @@ def environment() -> dict[str, Any]:
     ['commit', 'hardware', 'threads', 'versions']
     """
     import torch  # here, since reading results needs no torch
+    from torch import distributed
 
     hardware: dict[str, Any] = {"cpu": _cpu(), "cores": os.cpu_count(), "memory_gib": _memory()}
     if torch.cuda.is_available():
         hardware["gpu"] = torch.cuda.get_device_name()
+    if distributed.is_available() and distributed.is_initialized():
+        hardware["processes"] = distributed.get_world_size()
     versions = {"python": platform.python_version(), "synaptree": synaptree.__version__}
     for package in ("torch", "numpy", "accelerate", "scikit-learn"):
         with suppress(metadata.PackageNotFoundError):

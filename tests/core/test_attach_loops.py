@@ -12,6 +12,7 @@ from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn, up
 from torch.utils.checkpoint import checkpoint
 
 from synaptree.core.attach import attach
+from synaptree.core.errors import AttachError
 from synaptree.core.method import Method
 from synaptree.core.probe import mean_abs_input
 from synaptree.core.schedule import Every
@@ -380,6 +381,9 @@ class TestWatching:
     def reentrantly(self, model, x):
         return checkpoint(model, x.requires_grad_(), use_reentrant=True)
 
+    def without_reentrance(self, model, x):
+        return checkpoint(model, x, use_reentrant=False)
+
     def run(self, call, parts=6):
         run = partial(call)
         run.parts = parts
@@ -391,10 +395,43 @@ class TestWatching:
             torch.testing.assert_close(parts[0][key], value, rtol=1e-6, atol=1e-6)
         assert whole[1] == parts[1]
 
-    def test_a_forward_pass_that_is_made_again_for_gradients_counts_once(self):
-        whole, again = self.seen(self.run(self.plainly)), self.seen(self.run(self.reentrantly))
+    @pytest.mark.parametrize("how", ["reentrantly", "without_reentrance"])
+    def test_a_forward_pass_that_is_made_again_for_gradients_counts_once(self, how):
+        whole, again = self.seen(self.run(self.plainly)), self.seen(self.run(getattr(self, how)))
         assert all(torch.equal(again[0][key], value) for key, value in whole[0].items())
         assert whole[1] == again[1]
+
+    @pytest.mark.parametrize("fused", [False, True])
+    def test_a_skipped_update_that_overflowed_leaves_no_infinity_behind(self, fused):
+        model = network()
+        optimizer = SGD(model.parameters(), fused=fused)
+        scaler, attached = torch.amp.GradScaler("cpu", init_scale=16.0), attach(model, optimizer, watching(9))
+        for x in (torch.ones(1, 4), torch.full((1, 4), torch.inf), torch.ones(1, 4)):
+            optimizer.zero_grad()
+            scaler.scale(model(x).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        assert attached.topology.step == 2
+        assert attached.topology.state["keep/0.weight"]["seen"].tolist() == [2.0] * 4
+
+    def test_a_watching_method_that_sees_nothing_says_so(self):
+        model = network()
+        optimizer = SGD(model.parameters())
+        attach(model, optimizer, watching())
+        backward(model.eval())
+        with pytest.raises(AttachError, match=r"nothing flowed through any before this update: .*compiler\.reset\(\)"):
+            optimizer.step()
+
+    @pytest.mark.slow
+    def test_a_model_compiled_before_it_is_attached_is_not_unseen_in_silence(self):
+        model = network()
+        compiled = torch.compile(model, backend="aot_eager")
+        compiled(torch.ones(2, 4)).sum().backward()
+        optimizer = SGD(model.parameters())
+        attach(compiled, optimizer, watching())
+        compiled(torch.ones(2, 4)).sum().backward()
+        with pytest.raises(AttachError, match=r"torch\.compiler\.reset\(\)"):
+            optimizer.step()
 
     @pytest.mark.slow
     @pytest.mark.parametrize("ran_before", [False, True])

@@ -1,13 +1,17 @@
 import json
 import re
+from pathlib import Path
 
 import pytest
 from developed import developed
 from recorded import a_result, a_round
 
 from synaptree.artifact.interchange import write_tensors
+from synaptree.report.page.detail import _sentence, _steps
 from synaptree.report.page.render import page, write_page
-from synaptree.results import write, write_progress
+from synaptree.report.page.timing import Timing
+from synaptree.results import Connections, write, write_progress
+from synaptree.runtime.explain import Explanation, Row
 
 ATTACK = "<script>alert(1)</script></script><img src=x onerror=alert(2)>"
 
@@ -66,7 +70,19 @@ def test_measured_times_say_that_they_were_measured(runs):
     content = page([runs], time=True).content
     assert "Measured on this machine with one sample and one thread" in content
     assert re.search(r"<td[^>]*>fc1</td><td[^>]*>linear</td>", content)
-    assert "no gain here, because " in content
+
+
+def test_a_step_that_gains_nothing_says_why():
+    rows = (
+        Row("fc1", "linear", (12,), 0.1, "rows", 2.0, 6.0, ""),
+        Row("fc2", "linear", (10,), 1.0, "rows", 2.0, 2.0, "no gain: every connection is there"),
+        Row("", "enter", (), None, "enter", None, None, ""),
+    )
+    table = _steps(Timing(Explanation("avx2", 1, 1, rows), 100))
+    assert [cells[-2:] for cells, _ in table.rows] == [
+        ("3.0 x", ""), ("1.0 x", "no gain here, because every connection is there"), ("-", ""),
+    ]  # fmt: skip
+    assert table.rows[2][0][:5] == ("-", "enter", "-", "enter", "-")
 
 
 def test_a_result_alone_says_what_cannot_be_shown(tmp_path):
@@ -109,9 +125,6 @@ def test_runs_of_different_data_sets_have_their_own_sections(tmp_path):
 
 
 def test_findings_about_health_are_shown_whatever_their_form():
-    from synaptree.report.page.detail import _sentence
-    from synaptree.results import Connections
-
     assert _sentence("fc1 has lost everything") == "fc1 has lost everything"
     assert _sentence({"what": "collapse", "layer": "fc1"}) == "what: collapse, layer: fc1"
     assert _sentence(Connections(born=1, died=2, layers={})) == "born: 1, died: 2, layers: {}"
@@ -122,3 +135,12 @@ def test_a_page_is_written_whole_and_its_size_is_told(tmp_path):
     size = write_page(page([tmp_path]), tmp_path / "out" / "page.html")
     assert (tmp_path / "out" / "page.html").stat().st_size == size
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["page.html"]
+
+
+def test_the_example_in_the_documents_runs(tmp_path, monkeypatch, capsys):
+    write(a_result(), tmp_path / "runs" / "demo")
+    text = Path(__file__).parents[2].joinpath("docs", "report.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(text.partition("```python\n")[2].partition("```")[0], {})
+    assert capsys.readouterr().out == "1 run []\n"
+    assert (tmp_path / "report.html").read_bytes().startswith(b"<!doctype html>")

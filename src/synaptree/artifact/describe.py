@@ -11,13 +11,13 @@ from torch.utils._pytree import tree_leaves
 from synaptree.artifact.build import CLASSES, UNSAVED, network
 from synaptree.artifact.calls import ASKS, Form, Held, Steps, Value, Varies, call, name_of, options_of, spread
 from synaptree.core.errors import CheckpointError, OptionError, ShapeError
-from synaptree.core.layer import modules_of, unwrapped
+from synaptree.core.layer import modules_of, require_weights, unwrapped
 from synaptree.format.operators import OPERATORS
 from synaptree.format.program import Input, Program, Step
 from synaptree.graph.node import GraphError
 from synaptree.graph.operations import overwrites, reads_values
 from synaptree.graph.shortcut import Shortcut
-from synaptree.graph.trace import _Tracer, reason, require_equal, undisturbed
+from synaptree.graph.trace import Tracer, reason, require_equal, undisturbed, untraceable
 from synaptree.surgery.proof import require_own_names
 
 __all__ = ["Described", "describe", "described", "examples_of", "state_of"]
@@ -104,6 +104,7 @@ def state_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors of `state_dict` under their first name, and further name -> first name.
 
     Raises:
+        AttachError: a lazy module has no tensors yet.
         CheckpointError: a module keeps something else than tensors there.
 
     >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
@@ -111,6 +112,7 @@ def state_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     >>> state_of(model)[1]
     {'1.weight': '0.weight'}
     """
+    require_weights(model)
     state: dict[str, Any] = {}
     for name, module in modules_of(model):
         module._save_to_state_dict(state, f"{name}." if name else "", keep_vars=True)
@@ -121,7 +123,7 @@ def state_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         if not isinstance(value, Tensor) or name.rpartition(".")[2].startswith(UNSAVED):
             raise CheckpointError(
                 f"{name} of the model's state is a {type(value).__name__}: wanted a tensor whose name begins with no "
-                f"{UNSAVED!r}"
+                f"{UNSAVED!r}; save the model before such state is added, as by quantising it"
             )
         if id(value) in first:
             aliases[name] = first[id(value)]
@@ -130,22 +132,19 @@ def state_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, aliases
 
 
-class _Recorder(_Tracer):
+class _Recorder(Tracer):
     """Also records what is done to buffers alone, which a trace would otherwise work out once and for all."""
 
     proxy_buffer_attributes = True
+    whole = (Shortcut,)  # what else layers of people's own compute can be said step by step
 
 
 def _traced(model: nn.Module) -> fx.Graph:
-    tracer = _Recorder()
+    recorder = _Recorder()
     try:
-        return tracer.trace(model)
+        return recorder.trace(model)
     except Exception as error:
-        where = tracer.failed or f"{type(model).__name__}.forward"
-        raise GraphError(
-            f"cannot trace {where}: {reason(error)}. Keep decisions by tensor values and loops over tensors out of "
-            f"forward, or save without example_input"
-        ) from error
+        raise untraceable(model, recorder.failed, error, "save without example_input") from error
 
 
 class _Forms(fx.Interpreter):
@@ -359,9 +358,10 @@ class _Describer:
         if module is not None:
             if type(module) not in _KNOWN:
                 raise GraphError("the file format has no operator for it")
-            if len(args) != 1 or kwargs:
-                raise GraphError(f"it is called with {len(args) + len(kwargs)} arguments, wanted one tensor")
-            return Value(self._module(str(node.target), module, self.steps.read(args[0]), form), form)
+            given = (*args, *kwargs.values())
+            if len(given) != 1:
+                raise GraphError(f"it is called with {len(given)} arguments, wanted one tensor")
+            return Value(self._module(str(node.target), module, self.steps.read(given[0]), form), form)
         if node.target is getattr:
             return call(self.steps, args[1], args[:1], {}, form)
         return call(self.steps, name_of(node.target) or "", args, kwargs, form)

@@ -12,6 +12,7 @@ from synaptree.core.errors import OptionError
 from synaptree.measure.bench import Benchmark, Row, bench
 from synaptree.measure.contenders import CONTENDERS
 from synaptree.report import tables
+from synaptree.report.steps import steps
 from synaptree.results import environment
 
 __all__ = ["bench_file", "machine", "table"]
@@ -41,7 +42,8 @@ def bench_file(
         raise OptionError(f"--precision {precision}: wanted {' or '.join(CONTENDERS)}")
     names = None if against is None else [name for name in against.split(",") if name]
     batches, counts = _numbers("--batch", batch), _numbers("--threads", threads)
-    found = bench(file, names, batches, counts, seconds=seconds, precision=precision, memory=memory)
+    with steps(len(batches) * len(counts) + memory) as step:
+        found = bench(file, names, batches, counts, seconds=seconds, precision=precision, memory=memory, tell=step)
     Console().print(table(found))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -97,6 +97,45 @@ def run(
 
 
 @app.command()
+def sweep(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one under recipes/.", metavar="RECIPE")],
+    space: Annotated[Path, typer.Option(metavar="SPACE.toml", help="The values to try, key by key.")],
+    data: DataFolder = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where networks and results go; shared by a cluster.", show_default="runs/<method>/<recipe>"),
+    ] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", "--seeds", min=0, help="A seed, in place of the recipe's own.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Points to draw.", show_default="as the space says")
+    ] = None,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time.", show_default="as many as there are CPUs for")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Of a Ray cluster; or auto.", show_default="this machine")
+    ] = None,
+    record: Annotated[Path | None, typer.Option(help="Copy the result files there as well.")] = None,
+    every: Annotated[
+        float, typer.Option("--checkpoint-every", metavar="SECONDS", min=0, help="Lose at most that much to a crash.")
+    ] = 60.0,
+) -> None:
+    """Try values of a recipe through Ray Tune, and choose by validation.
+
+    What is done already is not done again, what was stopped or lost its worker
+    goes on from its checkpoint. Controls are left to `run`.
+    """
+    from synaptree.cli.sweep import carry_out_sweep
+
+    carry_out_sweep(
+        recipe, space, out, data=data, seeds=seeds, samples=samples, parallel=parallel, address=address, record=record,
+        every=every,
+    )  # fmt: skip
+
+
+@app.command()
 def methods(name: Annotated[str | None, typer.Argument(help="Show the card of this one.")] = None) -> None:
     """List the methods, or show one with its options."""
     from synaptree.cli.show import show_method, show_methods
@@ -246,6 +285,43 @@ def similarity(
 
 
 @app.command()
+def compress(
+    model: Annotated[
+        str, typer.Argument(help="A network of the zoo, or MODULE:FUNCTION that returns yours.", metavar="MODEL")
+    ],
+    data: Annotated[str | None, typer.Option(metavar="SET", help="Data set to train and judge on.")] = None,
+    max_drop: Annotated[float, typer.Option(help="Points of validation accuracy that may be lost.")] = 0.5,
+    budget: Annotated[str, typer.Option(metavar="TIME", help="Time for all of it, as 90s, 20m or 1h30m.")] = "10m",
+    method: Annotated[str, typer.Option(help="What cuts: auto, or one of `synaptree methods`.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Where file and report go.", show_default="runs/compress/<model>")
+    ] = None,
+    values: Annotated[
+        Literal["auto", "fp32", "fp16", "int8"], typer.Option(help="How weights are stored; auto: by accuracy.")
+    ] = "auto",
+    root: Annotated[
+        Path | None,
+        typer.Option("--data-root", help="Where the data sets lie.", show_default="$SYNAPTREE_DATA, or ./data"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights and training.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Samples of a training batch.")] = 128,
+    timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Time the engine at the end.")] = True,
+) -> None:
+    """Make a network as small as its accuracy on validation data allows.
+
+    An untrained one is trained first. Ctrl-C ends the search, and what was
+    found so far is written.
+    """
+    from synaptree.cli.compress import compress_model
+
+    compress_model(
+        model, data=data, max_drop=max_drop, budget=budget, method=method, values=values, root=root, seed=seed,
+        out=out or Path("runs") / "compress" / model.replace(":", "-"), batch=batch,
+        timing=timing,
+    )  # fmt: skip
+
+
+@app.command()
 def pack(
     place: Annotated[Path, typer.Argument(help="A run's folder, or a file.", metavar="NETWORK")],
     out: Annotated[Path, typer.Argument(help="The file to write.", metavar="FILE.syn")],
@@ -313,9 +389,14 @@ def explain(
     """Show which kernel the engine runs each layer with, how fast, and where sparsity gains nothing."""
     from json import dumps
 
+    from synaptree.report.steps import steps
     from synaptree.runtime.engine import Engine
 
-    found = Engine(file, threads, batch).explain(dense)
+    with steps(2) as step:
+        step("planning: computing every layer in several ways")
+        engine = Engine(file, threads, batch)
+        step("timing dense layers")
+        found = engine.explain(dense)
     typer.echo(dumps(found.as_dict(), indent=2) if json else str(found))
 
 

@@ -24,6 +24,7 @@ from synaptree.core.topology import Topology
 from synaptree.format.file import read_file
 from synaptree.format.inspect import inspect
 from synaptree.format.program import Program
+from synaptree.report.steps import steps
 from synaptree.results import Result, read
 from synaptree.surgery.compact import Compacted, compact
 from synaptree.surgery.plan import Plan
@@ -93,18 +94,25 @@ def pack(
     data, missing = _data(on or origin.data, root, asked=on is not None or root is not None)
     seeded = torch.Generator().manual_seed(0)
     x = torch.rand(4, *origin.shape, generator=seeded) if data is None else data.normalise(data.validation.x[:4])
-    small = _compacted(origin, x, whole, fold_norms)
-    ranges = None if data is None else _ranges(small.model, x, data)
-    size = save(
-        small.model, out, values=values, example_input=x, topology=small.topology, resume=False, ranges=ranges,
-        about=origin.about,
-    )  # fmt: skip
-    bare = 4 * sum(t.numel() for t in origin.network.state_dict().values() if t.is_floating_point())
-    typer.echo(f"{out}: {size:,} bytes; before, with its zeros in fp32, {bare:,}: {bare / size:.1f} times as many")
-    if data is None:
-        typer.echo(f"not measured, and no ranges of values kept: {missing}")
-    else:
-        before, after = (100 * evaluate(one, data, data.test) for one in (origin.network.eval(), load(out)))
+    with steps(3 if data is None else 5) as step:
+        step("compacting")
+        small = _compacted(origin, x, whole, fold_norms)
+        step("measuring how large values get")
+        ranges = None if data is None else _ranges(small.model, x, data)
+        step(f"writing {out.name}")
+        size = save(
+            small.model, out, values=values, example_input=x, topology=small.topology, resume=False, ranges=ranges,
+            about=origin.about,
+        )  # fmt: skip
+        bare = 4 * sum(t.numel() for t in origin.network.state_dict().values() if t.is_floating_point())
+        typer.echo(f"{out}: {size:,} bytes; before, with its zeros in fp32, {bare:,}: {bare / size:.1f} times as many")
+        if data is None:
+            typer.echo(f"not measured, and no ranges of values kept: {missing}")
+            return
+        step("testing the network before")
+        before = 100 * evaluate(origin.network.eval(), data, data.test)
+        step("testing the network after")
+        after = 100 * evaluate(load(out), data, data.test)
         typer.echo(f"test accuracy on {data.name}: {before:.2f} % before, {after:.2f} % after, {after - before:+.2f}")
 
 
@@ -151,8 +159,11 @@ def export(file: Path, out: Path) -> None:
         kinds = ", ".join(f"{one.name} of {one.dtype}" for one in program.inputs)
         raise OptionError(f"{file}: export takes networks of one input of float32, this one reads {kinds}")
     x = torch.randn(4, *given.shape, generator=torch.Generator().manual_seed(0))
-    small = compact(network, x).model
-    error = export_onnx(small, out, x)
+    with steps(2) as step:
+        step("compacting")
+        small = compact(network, x).model
+        step(f"writing {out.name} and checking it")
+        error = export_onnx(small, out, x)
     parameters = sum(p.numel() for p in small.parameters())
     typer.echo(f"{out}: {out.stat().st_size:,} bytes, {parameters:,} parameters, compacted")
     typer.echo(f"ONNX Runtime repeats the network's outputs on random inputs to within {error:.1e}")

@@ -8,6 +8,7 @@ import typer
 
 from synaptree.cli.show import MARGINS
 from synaptree.core.errors import OptionError
+from synaptree.report.steps import steps
 
 __all__ = ["needing_report", "write_report"]
 
@@ -30,10 +31,14 @@ def write_report(places: Sequence[Path], out: Path, *, time: bool = False) -> No
         raise OptionError(f"{out}: a report is a page, wanted a name that ends in {' or '.join(ENDINGS)}")
     with needing_report():
         from synaptree.report.page.render import page, write_page
-    made = page(places, time=time, margins=MARGINS)
+    with steps(2) as step:
+        step("reading runs, timing their networks" if time else "reading runs")
+        made = page(places, time=time, margins=MARGINS)
+        step(f"writing {out.name}")
+        size = write_page(made, out)
     for sentence in made.left_out:
         typer.echo(f"left out: {sentence}", err=True)
-    typer.echo(f"{out}: {write_page(made, out):,} bytes, {made.said}")
+    typer.echo(f"{out}: {size:,} bytes, {made.said}")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from synaptree.recipe import Recipe
 from synaptree.report.live import Display
 from synaptree.report.picture import picture
 from synaptree.results import write
+from synaptree.train import together
 from synaptree.train.data import load
 from synaptree.train.loop import Interrupted
 from synaptree.train.programme import Stage
@@ -67,7 +68,8 @@ def carry_out(
         OptionError: there is nothing to go on from, or it should both be gone on from and forgotten.
         typer.Exit: with status 130 or 143, when a signal asked to stop; a checkpoint is left.
     """
-    console = Console()
+    together.join()
+    console = Console(quiet=not together.first())
     wanted = runs(recipe, out, seeds)
     if resume:
         _require_begun(wanted, fresh)
@@ -75,16 +77,19 @@ def carry_out(
         load(recipe.data, data, validation=recipe.validation)  # nothing is forgotten where it could not run
         for run in wanted:
             run.forget()
+    together.wait()
     with stoppable() as stop:
         try:
             _develop(wanted, console, data, stop, every)
         except Interrupted:
-            typer.echo(f"stopped; what was reached is kept in {out}. To go on:\n  {_again()}", err=True)
+            _tell(f"stopped; what was reached is kept in {out}. To go on:\n  {_again()}", err=True)
             raise typer.Exit(stop.status) from None
         except (OSError, SynaptreeError):
             if any(run.checkpoint.exists() for run in wanted):
-                typer.echo(f"what was reached is kept in {out}. To go on, once it can:\n  {_again()}", err=True)
+                _tell(f"what was reached is kept in {out}. To go on, once it can:\n  {_again()}", err=True)
             raise
+    if not together.first():
+        return
     finished = [result for run in wanted if (result := run.done())]
     show_results(console, finished, all_rounds=all_rounds)
     picture(finished, out / "picture.png")
@@ -109,8 +114,15 @@ def _require_begun(wanted: Sequence[Run], fresh: bool) -> None:
         )
 
 
+def _tell(text: str, *, err: bool = False) -> None:
+    if together.first():
+        typer.echo(text, err=err)
+
+
 def _again() -> str:
     """Return the command that goes on."""
+    if together.size() > 1:
+        return "the same torchrun command, with as many processes as you like"
     return shlex.join(["synaptree", *(word for word in sys.argv[1:] if word != "--fresh")])
 
 
@@ -126,7 +138,7 @@ def _develop(
             if number not in left:
                 run.tidy()
         for number, run in left.items():
-            if stop():
+            if together.anyone(stop()):
                 raise Interrupted
             _one(run, number, display, data, stop, every)
 

@@ -18,6 +18,7 @@ from synaptree.core.errors import DataError, OptionError, unknown
 from synaptree.report import comparison, paired
 from synaptree.report import learning as speed
 from synaptree.report import stages as development
+from synaptree.report.steps import steps
 from synaptree.results import Result
 from synaptree.train import download as sets
 from synaptree.train.sources import class_names
@@ -183,24 +184,33 @@ def verify_data(name: str | None, root: Path | None) -> None:
         DataError: a file is damaged or missing. Whole sets may be missing unless `name` asks for one,
             and so may the published test set where the training set serves in its stead.
     """
+    names = _names(name)
     wrong = 0
-    for known in _names(name):
-        states, folder = sets.verify(known, root), sets.directory(known, root)
-        if sets.source(known).format == "folders":
-            wrong += _images_fail(known, root, needed=name is not None)
-            continue
-        if states and all(state.state == "missing" for state in states) and name is None:
-            typer.echo(f"{known}: not there ({folder})")
-            continue
-        spared = {sets.SETS[known].files[-1].name} if sets.SETS[known].spare else set()
-        for state in states:
-            optional = state.state == "missing" and state.path.name in spared
-            wrong += state.state != "ok" and not optional
-            typer.echo(f"{known}: {state.state}{' (one can do without it)' if optional else ''}: {state.path}")
-        if not states:
-            typer.echo(f"{known}: ok: part of scikit-learn")
+    with steps(len(names)) as step:
+        for known in names:
+            step(f"reading {known}")
+            wrong += _verified(known, root, alone=name is not None)
     if wrong:
         raise DataError(f"{wrong} file(s) damaged or missing; `synaptree data download NAME` fetches them anew")
+
+
+def _verified(name: str, root: Path | None, *, alone: bool) -> int:
+    """Say how the files of one data set are, and return how many are damaged, or missing and needed."""
+    states, folder = sets.verify(name, root), sets.directory(name, root)
+    if sets.source(name).format == "folders":
+        return int(_images_fail(name, root, needed=alone))
+    if states and all(state.state == "missing" for state in states) and not alone:
+        typer.echo(f"{name}: not there ({folder})")
+        return 0
+    wrong = 0
+    spared = {sets.SETS[name].files[-1].name} if sets.SETS[name].spare else set()
+    for state in states:
+        optional = state.state == "missing" and state.path.name in spared
+        wrong += state.state != "ok" and not optional
+        typer.echo(f"{name}: {state.state}{' (one can do without it)' if optional else ''}: {state.path}")
+    if not states:
+        typer.echo(f"{name}: ok: part of scikit-learn")
+    return wrong
 
 
 def _images_fail(name: str, root: Path | None, *, needed: bool) -> bool:

@@ -18,6 +18,7 @@ from synaptree.artifact.files import replacing
 from synaptree.artifact.masks import StoredMasks, read_masks
 from synaptree.core.errors import DataError, OptionError
 from synaptree.measure.similarity import Similarity, check_same_network, compare
+from synaptree.report.steps import steps
 
 __all__ = ["ROUND0", "network_file", "show_similarity"]
 
@@ -69,13 +70,13 @@ def show_similarity(
                 f"the seed network {start} is dense: all networks begin in it, and it explains nothing; "
                 "leave --seed-net out, or give the sparse network they grew from"
             )
-    pairs = {
-        (a, b): compare(
-            topologies[files[a]], topologies[files[b]], exclude=[*exclude, *whole],
-            seed=_common(topologies[starts[a]], topologies[starts[b]]) if starts else None,
-        )
-        for a, b in combinations(range(len(files)), 2)
-    }  # fmt: skip
+    numbers = list(combinations(range(len(files)), 2))
+    pairs: dict[tuple[int, int], Similarity] = {}
+    with steps(len(numbers)) as step:
+        for a, b in numbers:
+            step(f"comparing networks {a + 1} and {b + 1}")
+            seed = _common(topologies[starts[a]], topologies[starts[b]]) if starts else None
+            pairs[a, b] = compare(topologies[files[a]], topologies[files[b]], exclude=[*exclude, *whole], seed=seed)
     _print(files, pairs)
     if report is not None:
         _write(report, files, starts, pairs)

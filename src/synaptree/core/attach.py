@@ -268,6 +268,12 @@ class Attached:
         due = method.when(self.topology.step)
         remembering = {name: signal for name, signal in method.signals.items() if signal.update is not None}
         seen = self.ranks.add_up(self._probe.take(), steady=True) if self._probe.reductions else {}
+        if self._probe.reductions and not any(seen.values()):
+            raise AttachError(
+                f"{method!r} watches what flows through layers, and nothing flowed through any before this update: "
+                "train in training mode; where torch.compile has compiled the model already, attach and then call "
+                "torch.compiler.reset()"
+            )
         views = self._views("gradient" in method.needs, seen) if remembering else {}
         for name, signal in remembering.items():
             for parameter, view in views.items():

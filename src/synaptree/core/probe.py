@@ -86,7 +86,7 @@ class Probe:
     def _look(
         self, layer: Layer, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor
     ) -> None:
-        if self.training and not (module.training and output.requires_grad):
+        if self.training and (_repeated() or not (module.training and output.requires_grad)):
             return
         x, sums = next(iter((*inputs, *named.values()))).detach(), self._sums[layer.name]
         rows = x.numel() // max(1, x.shape[-1]) if layer.kind == "linear" else x.shape[0]
@@ -94,6 +94,8 @@ class Probe:
         for stat, reduce in self.reductions.items():
             # float64, so that the mean does not depend on how samples were cut into batches
             part = reduce(layer, x, output.detach()).double()
+            if self.training:  # an update that overflows may be skipped by a scaler, of which no hook tells
+                part = part.nan_to_num(0.0, 0.0, 0.0)
             if part.shape != sums.get(stat, part).shape:
                 raise DataError(
                     f"layer {layer.name}: {tuple(x.shape)} came after inputs of other sizes; give batches of one"
@@ -113,6 +115,13 @@ class Hook:
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return Hook, ()
+
+
+def _repeated() -> bool:
+    """Say whether a backward pass makes a forward pass again that was seen already, as gradient checkpointing does."""
+    node = torch._C._current_autograd_node()
+    # the reentrant kind ran without gradients, and so unseen, the first time
+    return node is not None and node.name() != "CheckpointFunctionBackward"
 
 
 def mean_abs_input(layer: Layer, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG001

@@ -17,10 +17,12 @@ from synaptree.core.layer import modules_of, parameters_of
 if TYPE_CHECKING:
     from synaptree.core.topology import Topology
 
-__all__ = ["Ranks", "Sums", "held", "held_part", "made_whole", "settle", "whole"]
+__all__ = ["Ranks", "Sums", "held", "held_part", "made_whole", "reached", "settle", "whole"]
 
 Sums = dict[str, dict[str, Any]]
 """Layer -> name of a statistic -> its sum over samples; their number is the int "samples"."""
+
+_GONE = ("gloo", "Connection", "NCCL", "process group", "Timed out")  # words in what torch says of a lost process
 
 
 class Ranks:
@@ -73,7 +75,7 @@ class Ranks:
             )
         parts = [torch.as_tensor(sums.get(la, {}).get(stat, torch.zeros(shape))) for la, stat, shape in self._layout]
         flat = torch.cat([part.to(self._device, torch.float64).flatten() for part in parts])
-        with _reached(self.size):
+        with reached(self.size):
             distributed.all_reduce(flat, group=self.group)
         total: Sums = {layer: {} for layer in sums}
         for (layer, stat, shape), part in zip(self._layout, flat.split([p.numel() for p in parts]), strict=True):
@@ -86,7 +88,7 @@ class Ranks:
             return
         mine = int.from_bytes(hashlib.sha256("".join(_states(topology).values()).encode()).digest()[:7], "big")
         largest = torch.tensor([mine, -mine], device=self._device)
-        with _reached(self.size):
+        with reached(self.size):
             distributed.all_reduce(largest, distributed.ReduceOp.MAX, group=self.group)
         if int(largest[0]) != -int(largest[1]):
             raise RankError(self._difference(topology))
@@ -97,7 +99,7 @@ class Ranks:
 
     def _gather(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.size
-        with _reached(self.size):
+        with reached(self.size):
             distributed.all_gather_object(values, value, group=self.group)
         return values
 
@@ -231,11 +233,13 @@ def _states(topology: "Topology") -> Mapping[str, str]:
 
 
 @contextmanager
-def _reached(size: int) -> Iterator[None]:
-    """Say in words that another process is gone."""
+def reached(size: int) -> Iterator[None]:
+    """Turn what torch says of a process that is gone, one of `size`, into a RankError."""
     try:
         yield
     except RuntimeError as error:
+        if size == 1 or not any(word in str(error) for word in _GONE):
+            raise
         raise RankError(
             f"one of the {size} processes that train together has ended or cannot be reached; start all of them anew, "
             f"they go on from the last checkpoint ({str(error).splitlines()[0]})"

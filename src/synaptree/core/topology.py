@@ -254,7 +254,10 @@ class Topology:
         self._edits, self.step = list(state["edits"]), int(state["step"])
         self.born, self.died = int(state["born"]), int(state["died"])
         self.rng.set_state(state["rng"].cpu())
-        self.state = _cloned(state["state"])
+        self.state = {
+            key: {name: value.to(nearby, copy=True) for name, value in values.items()}
+            for key, values in state["state"].items()
+        }
         self.notes = list(state["notes"])
 
     def _forms(self) -> set[tuple[str, tuple[int, ...], torch.Size]]:

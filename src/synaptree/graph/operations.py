@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from synaptree.graph.shortcut import Shortcut
 
-__all__ = ["kind", "overwrites", "reads_values"]
+__all__ = ["is_torchs_own", "kind", "overwrites", "reads_values"]
 
 # Functions and tensor methods share their names in torch, hence one list for both.
 _NAMES = {
@@ -65,6 +65,15 @@ _VALUELESS = {
 }
 
 
+def is_torchs_own(module: nn.Module) -> bool:
+    """Return whether a module's forward is torch's.
+
+    >>> is_torchs_own(nn.Linear(1, 1)), is_torchs_own(Shortcut(1))
+    (True, False)
+    """
+    return str(type(module).forward.__module__).startswith("torch.nn")
+
+
 def kind(node: fx.Node, module: nn.Module | None) -> str:
     """Return what `node` does to channels: an operation of `Node`, or `reduce`, or `other` if unknown.
 
@@ -77,7 +86,8 @@ def kind(node: fx.Node, module: nn.Module | None) -> str:
     if node.op == "output":
         return "output"
     if module is not None:
-        family = next((op for cls, op in _FAMILIES.items() if isinstance(module, cls)), "other")
+        families = _FAMILIES.items() if is_torchs_own(module) else ()
+        family = next((op for cls, op in families if isinstance(module, cls)), "other")
         return _MODULES.get(type(module), family)
     table: dict[Any, str] = _METHODS if node.op == "call_method" else _FUNCTIONS
     return table.get(node.target, "other")

@@ -13,7 +13,7 @@ from synaptree.graph.node import Graph, GraphError, Node
 from synaptree.graph.operations import kind, overwrites, reads_values
 from synaptree.graph.trace import outputs, reason, require_equal, trace, undisturbed
 
-__all__ = ["Graph", "GraphError", "Node", "read", "run"]
+__all__ = ["Graph", "GraphError", "Node", "read", "run", "used_by_functions"]
 
 _OTHER = ("other", None)
 
@@ -264,6 +264,16 @@ def _shared_parameters(traced: fx.GraphModule) -> set[int]:
     owners = Counter(id(p) for m in used if isinstance(m, nn.Module) for p in m.parameters())
     owners.update(id(p) for p in used if isinstance(p, Tensor))
     return {p for p, count in owners.items() if count > 1}
+
+
+def used_by_functions(graph: Graph) -> list[nn.Parameter]:
+    """Return the parameters that are read outside the call of the module they belong to."""
+    found = []
+    for n in graph.traced.graph.nodes:
+        around = [path for path, _ in n.meta.get("nn_module_stack", {}).values()]
+        if n.op == "get_attr" and str(n.target).rpartition(".")[0] not in around:
+            found.append(attrgetter(str(n.target))(graph.traced))
+    return [parameter for parameter in found if isinstance(parameter, nn.Parameter)]
 
 
 def _reachable(nodes: list[Node]) -> tuple[Node, ...]:

@@ -1,6 +1,7 @@
 """One pass of NNrelief over a network, beyond the layers themselves: residual sums, dead units, the stem."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -9,12 +10,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from synaptree.core.layer import KINDS, layers_of, unwrapped
+from synaptree.core.errors import DataError
+from synaptree.core.layer import KINDS, layers_of, modules_of, parameters_of, unwrapped
 from synaptree.core.oneshot import Calibration
 from synaptree.core.probe import Reduction
 from synaptree.graph.flow import needed, seen
 from synaptree.graph.node import Graph, GraphError
-from synaptree.graph.read import read, run
+from synaptree.graph.read import read, run, used_by_functions
 from synaptree.graph.residual import Residual, norm_of, residual_sums
 from synaptree.graph.shortcut import whole_shortcuts
 from synaptree.graph.units import DeadNorm, without_units
@@ -50,8 +52,9 @@ class Relief:
         """Edit the topology of `on` layer kind by layer kind, convolutions first."""
         graph = _graph(on)
         norms = norm_of(graph) if graph else {}
-        spared = None if self.prune_stem else _stem(on, graph)
-        layers = [layer for layer in on.layers if layer.name != spared]
+        _say_what_is_no_layers(on)
+        spared = _shared(on, graph) | (set() if self.prune_stem else {_stem(on, graph)})
+        layers = [layer for layer in on.layers if layer.name not in spared]
         kinds = {layer.name: layer.kind for layer in layers}
         phases = [kind for kind in ("conv", "linear") if kind in kinds.values()]
         if graph and phases:
@@ -89,10 +92,32 @@ class Relief:
         forward = partial(run, graph, watch=watch) if graph else None
         with nullcontext() if self.mask_shortcut else whole_shortcuts(on.model):
             stats = on.observe(self.collect(kind), forward)
+        _require_samples(on, stats)
         stats |= {name: {"mean_abs": totals[node]} for name, node in shortcuts.items()}
         totals = on.ranks.add_up({"operands": totals})["operands"]
         # a norm over positions: the mean over samples would only scale both sides of the comparison
         return stats, {name: totals[name].reshape(len(totals[name]), -1).norm(dim=1) for name in operands}
+
+
+def _say_what_is_no_layers(on: Calibration) -> None:
+    layers = {id(layer.module.weight) for layer in layers_of(on.model)}
+    others = [name for name, p in parameters_of(on.model).items() if p.dim() > 1 and id(p) not in layers]
+    if others:
+        _note(on, f"left alone, since they are no linear layer's and no convolution's: {', '.join(others)}")
+
+
+def _shared(on: Calibration, graph: Graph | None) -> set[str | None]:
+    """Return the names of the layers whose weight or bias another module or a function uses too."""
+    holders = Counter(id(p) for module in {m for _, m in modules_of(on.model)} for p in module._parameters.values())
+    by_functions = {id(p) for p in used_by_functions(graph)} if graph else set()
+
+    def is_shared(parameter: Tensor | None) -> bool:
+        return parameter is not None and (holders[id(parameter)] > 1 or id(parameter) in by_functions)
+
+    shared = [layer.name for layer in on.layers if is_shared(layer.module.weight) or is_shared(layer.module.bias)]
+    if shared:
+        _note(on, f"left alone, since something else uses their weights too: {', '.join(shared)}")
+    return set(shared)
 
 
 def _stem(on: Calibration, graph: Graph | None) -> str | None:
@@ -100,6 +125,16 @@ def _stem(on: Calibration, graph: Graph | None) -> str | None:
     if graph:
         return next((node.module for node in graph.nodes if node.op == "conv"), None)
     return next((layer.name for layer in layers_of(on.model) if layer.kind == "conv"), None)
+
+
+def _require_samples(on: Calibration, stats: Mapping[str, Mapping[str, Tensor]]) -> None:
+    for layer in on.layers:
+        axes = layer.module.weight.dim() - 1
+        if stats[layer.name] and stats[layer.name]["mean_abs"].dim() != axes:
+            raise DataError(
+                f"layer {layer.name}: what flows into it has no axis of samples; give batches of shape (samples, ...), "
+                f"of which the layer gets {axes + 1} axes"
+            )
 
 
 def _graph(on: Calibration) -> Graph | None:

@@ -2,27 +2,30 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from synaptree.graph.node import GraphError
+from synaptree.graph.operations import is_torchs_own
 from synaptree.graph.shortcut import Shortcut
 
-__all__ = ["outputs", "reason", "require_equal", "trace", "undisturbed"]
+__all__ = ["Tracer", "outputs", "reason", "require_equal", "trace", "undisturbed", "untraceable"]
 
 
-class _Tracer(fx.Tracer):
-    """Keeps `Shortcut` and every module whose forward is torch's own as one node."""
+class Tracer(fx.Tracer):
+    """Keeps as one node every module whose forward is torch's own, and those that are `whole` whatever they do."""
 
+    whole: tuple[type[nn.Module], ...] = (Shortcut, nn.Linear, _ConvNd)
     failed = ""  # the innermost module in which tracing stopped
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
-        own = str(type(m).forward.__module__).startswith("torch.nn") and not isinstance(m, nn.Sequential)
-        return own or isinstance(m, Shortcut)
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002, D102 - torch.fx's
+        return isinstance(m, self.whole) or (is_torchs_own(m) and not isinstance(m, nn.Sequential))
 
-    def call_module(
+    def call_module(  # noqa: D102 - torch.fx's
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         try:
@@ -38,15 +41,35 @@ def trace(model: nn.Module) -> fx.GraphModule:
     Raises:
         GraphError: torch.fx cannot trace it.
     """
-    tracer = _Tracer()
+    tracer = Tracer()
     try:
         return fx.GraphModule(model, tracer.trace(model), type(model).__name__)
     except Exception as error:
-        where = tracer.failed or f"{type(model).__name__}.forward"
-        raise GraphError(
-            f"cannot trace {where}: {reason(error)}. Keep decisions by tensor values and loops over tensors out "
-            f"of forward, or go on without the graph"
-        ) from error
+        raise untraceable(model, tracer.failed, error, "go on without the graph") from error
+
+
+def untraceable(model: nn.Module, failed: str, error: Exception, instead: str) -> GraphError:
+    """Return the error for a model that torch.fx cannot trace.
+
+    Args:
+        model: any.
+        failed: the module in which tracing stopped, "" for the model's own forward.
+        error: of torch.fx.
+        instead: what can be done with the model as it is.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        return GraphError(
+            f"cannot trace {type(model).__name__}, which TorchScript has compiled: take the model it was made from, or "
+            f"{instead}"
+        )
+    kinds = {parameter.kind for parameter in signature(type(model).forward).parameters.values()}
+    named = "" if kinds.isdisjoint((Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)) else (
+        "torch.fx does not take *args and **kwargs apart: wrap the model in one whose forward names its inputs. "
+    )  # fmt: skip
+    return GraphError(
+        f"cannot trace {failed or f'{type(model).__name__}.forward'}: {reason(error)}. {named}Keep decisions by tensor "
+        f"values and loops over tensors out of forward, or {instead}"
+    )
 
 
 @contextmanager
@@ -79,5 +102,5 @@ def require_equal(got: object, wanted: object, complaint: str) -> None:
 
 
 def reason(error: Exception) -> str:
-    """Return an error's type and the first line of its message."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    """Return an error's type and the first sentence of its message."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0].partition('. ')[0]}"

@@ -108,6 +108,7 @@ def bench(
     memory: bool = False,
     engine: Callable[..., Any] | None = None,
     timer: Timer | None = None,
+    tell: Callable[[str], None] = lambda what: None,  # noqa: ARG005
 ) -> Benchmark:
     """Time the engine on a file beside dense runtimes of the same network.
 
@@ -126,6 +127,7 @@ def bench(
         memory: also measure the peak memory of each, in processes of their own; takes seconds each.
         engine: makes what is timed from `(file, threads=, batch=)`: something to be called, with a method `run`.
         timer: returns the time in seconds.
+        tell: told what begins: each setting, and then the memory.
 
     Raises:
         OptionError: a number is out of range, or nobody knows a name.
@@ -148,6 +150,7 @@ def bench(
     try:
         for count in threads:
             for batch in batches:
+                tell(f"batch {batch}, {count} thread{'s' if count > 1 else ''}")
                 x = model.inputs(batch)
                 others = contenders(model, x, count, names, precision)
                 made = _loaded(engine, file, count, batch)
@@ -156,6 +159,7 @@ def bench(
     finally:
         torch.set_num_threads(before)
     if memory:
+        tell("peak memory")
         rows = [_with_memory(row, file, model, precision) for row in rows]
     return Benchmark(Path(file).name, precision, tuple(rows), versions())
 

@@ -10,12 +10,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from synaptree.core.errors import NumericError, OptionError
-from synaptree.core.layer import unwrapped
+from synaptree.core.layer import require_weights, unwrapped
 from synaptree.core.topology import Topology
 from synaptree.graph.node import Graph, GraphError
 from synaptree.graph.read import read
 from synaptree.graph.residual import norm_of
 from synaptree.graph.shortcut import Shortcut
+from synaptree.graph.trace import reason
 from synaptree.surgery.fold import fold_constants, unfed
 from synaptree.surgery.narrow import Cuts, narrow, narrowed_optimizer, narrowed_topology, patched
 from synaptree.surgery.parts import Part, Parts, stopped
@@ -77,7 +78,9 @@ def compact(
         proof alone.
 
     Raises:
-        GraphError: the model does not run on the example, or something in it is called "training" or the like.
+        AttachError: a lazy module has no weights yet.
+        GraphError: the model does not run on the example, cannot be copied, is compiled by TorchScript, or something in
+            it is called "training" or the like.
         NumericError: connections that do not exist have weights other than 0, or the proof failed.
         OptionError: the example is no tensor, `fold_norms` together with a topology or an optimizer, an optimizer of
             another model, or one whose state cannot be narrowed.
@@ -93,15 +96,21 @@ def compact(
         (Linear(in_features=2, out_features=2, bias=True), Linear(in_features=2, out_features=1, bias=True))
     """
     if not isinstance(example_input, Tensor):
-        raise OptionError(f"example_input is a {type(example_input).__name__}: wanted one tensor, (samples, ...)")
+        raise OptionError(
+            f"example_input is a {type(example_input).__name__}: wanted one tensor, (samples, ...); wrap a model of "
+            "other inputs in one whose forward makes them of a tensor"
+        )
     model = unwrapped(model)
+    require_weights(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise GraphError("TorchScript has compiled the model, and no part of it can be narrowed: compact it before")
     if fold_norms and (topology is not None or optimizer is not None):
         raise OptionError("fold_norms ends training: compact without topology and optimizer, or without fold_norms")
     if topology is not None:
         require_dead_weights_zero(model, topology)
-    proof = Proof(model, example_input)
+    proof, copy = Proof(model, example_input), _copied(model)
     try:
-        smaller = _narrowed(model, deepcopy(model), example_input, topology, proof, fold_norms)
+        smaller = _narrowed(model, copy, example_input, topology, proof, fold_norms)
     except GraphError as error:
         smaller = _narrowed_in_parts(model, error, topology, proof, fold_norms)
     return Compacted(
@@ -111,6 +120,16 @@ def compact(
         smaller.plan,
         proof.error(smaller.model),
     )
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return deepcopy(model)
+    except Exception as error:  # a module may hold anything
+        raise GraphError(
+            f"{type(model).__name__} cannot be copied: {reason(error)}. compact works on a copy: take out of the model "
+            "what copy.deepcopy does not take"
+        ) from error
 
 
 @dataclass(frozen=True)

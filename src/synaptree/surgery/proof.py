@@ -100,7 +100,7 @@ def require_own_names(model: nn.Module) -> None:
     """Raise `GraphError` for the first child or tensor that no attribute can stand for: torch has one of that name."""
     taken = {*dir(nn.Module), *vars(nn.Module())}
     for above, module in model.named_modules():
-        for name in (*module._modules, *module._parameters, *module._buffers):
+        for name in (*module._modules.keys(), *module._parameters.keys(), *module._buffers.keys()):  # scripted ones too
             if name in taken:
                 whole = f"{above}.{name}" if above else name
                 raise GraphError(

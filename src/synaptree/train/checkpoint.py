@@ -246,7 +246,9 @@ def remove_partial(folder: Path) -> None:
 def whereabouts(environment: Mapping[str, Any]) -> dict[str, Any]:
     """Return what decides the last bits of a run, of what `results.environment` says."""
     processor = f"{environment['hardware']['cpu']} ({torch.backends.cpu.get_cpu_capability()})"
-    return {"processor": processor, "threads": environment["threads"], "versions": environment["versions"]}
+    processes = environment["hardware"].get("processes", 1)
+    versions = environment["versions"]
+    return {"processor": processor, "threads": environment["threads"], "processes": processes, "versions": versions}
 
 
 def sizes(path: str | Path) -> dict[str, int]:

@@ -20,6 +20,7 @@ from synaptree.core.topology import Topology
 from synaptree.measure.ages import age_quartiles
 from synaptree.measure.count import Count, count
 from synaptree.signals.gradients import mean_gradients
+from synaptree.train import together
 from synaptree.train.checkpoint import (
     CHECKPOINT,
     Checkpoint,
@@ -308,9 +309,12 @@ class Measure:
         network.counted = [topology.born, topology.died]
         x = around.data.normalise(around.data.validation.x[:1])
         counted = count(network.model, network.topology if network.topology.masks else None, x)
-        size = save_sparse(network.model, around.round_file(network.round), network.topology)
-        for step, weights in network.kept.items() if network.round == 0 else ():
-            write_tensors(around.kept_file(step), weights, {})
+        file = around.round_file(network.round)
+        if together.first():
+            save_sparse(network.model, file, network.topology)
+            for step, weights in network.kept.items() if network.round == 0 else ():
+                write_tensors(around.kept_file(step), weights, {})
+        together.wait()
         around.log["rounds"].append({
             "round": network.round, "stage": self.name, "born": born, "died": died,
             "ages": age_quartiles(topology),
@@ -319,7 +323,7 @@ class Measure:
             "validation_accuracy": evaluate(network.model, around.data, around.data.validation),
             "parameters": counted.parameters(), "parameters_alive": counted.parameters_alive(),
             "weights": counted.parameters(biases=False), "weights_alive": counted.parameters_alive(biases=False),
-            "norm": counted.norm, "macs": counted.macs, "macs_alive": counted.macs_alive, "bytes": size,
+            "norm": counted.norm, "macs": counted.macs, "macs_alive": counted.macs_alive, "bytes": file.stat().st_size,
             "notes": list(network.topology.notes),
         })  # fmt: skip
 
@@ -345,10 +349,12 @@ def develop(
     """
     around.keep = frozenset(stage.step for stage in stages if isinstance(stage, Rewind))
     network.kept.setdefault(0, network.weights())
-    remove_partial(around.folder)
+    if together.first():
+        remove_partial(around.folder)
     saving = _Saving(network, around, identity, every)
     if resume:
         saving.resume(stages)
+    together.wait()  # until all have read what the first may now replace
     if saving.step is None:
         saving.save()  # a disk that is full says so before hours have passed
     watch, stop = around.watch, around.stop
@@ -385,9 +391,10 @@ class _Saving:
         """Write a checkpoint, but none of a network that training has ruined: it is about to say so itself."""
         around, network = self.around, self.network
         try:
-            save_checkpoint(
-                network, around.checkpoint, identity=self.identity, log=around.log, machine=around.machine
-            )
+            if together.first():
+                save_checkpoint(
+                    network, around.checkpoint, identity=self.identity, log=around.log, machine=around.machine
+                )
             self.step = network.step
         except NumericError as error:
             around.say(f"no checkpoint at update {network.step}: {error}")
@@ -414,7 +421,9 @@ class _Saving:
         around.log.update(found.content["log"])
         self.step = network.step
         if damage:
-            set_aside(around.checkpoint)
+            together.wait()
+            if together.first():
+                set_aside(around.checkpoint)
             around.say(f"the last checkpoint is damaged ({damage}); goes on from the one before, of update {self.step}")
         if differ := found.elsewhere(around.machine):
             note = f"went on from update {self.step} elsewhere ({', '.join(differ)}): the last bits may differ since"

@@ -9,6 +9,7 @@ let observer = null;
 // the plotting library is large: it is read when the first chart comes into view, after text and numbers were painted
 function plotting() {
   library ??= new Promise((done) => requestAnimationFrame(() => setTimeout(() => {
+    performance.mark("plotting");
     const script = document.createElement("script");
     script.textContent = document.getElementById("plotly").textContent;
     document.head.append(script);

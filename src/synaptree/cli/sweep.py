@@ -1,0 +1,108 @@
+"""Carrying out a sweep: its trials, what they reached, and the one to take."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from synaptree.cli.run import stoppable
+from synaptree.core.errors import SynaptreeError
+from synaptree.recipe import find_recipe, load_recipe
+from synaptree.report.tables import terminal
+from synaptree.sweep import Candidate, Outcome, Space, Trial, best, front, load_space, recipe_text, sweep, trials
+from synaptree.train.loop import Interrupted
+
+__all__ = ["carry_out_sweep"]
+
+NOT_BY_TEST = "Chosen by validation, never by test."
+
+
+def carry_out_sweep(
+    recipe: str, space_file: Path, out: Path | None, *, data: Path | None = None, seeds: Sequence[int] | None = None,
+    samples: int | None = None, parallel: int | None = None, address: str | None = None, record: Path | None = None,
+    every: float = 60.0,
+) -> None:  # fmt: skip
+    """Run the trials of a space, then show what each reached, and the best one or the front.
+
+    Args:
+        recipe: file or name of the recipe that is changed.
+        space_file: TOML file of the space.
+        out: folder for the runs; by default the one `synaptree run` would take.
+        data: where the data sets lie.
+        seeds: in place of the recipe's own.
+        samples: in place of the space's own.
+        parallel: runs at a time.
+        address: of a running Ray cluster.
+        record: folder that gets copies of the result files.
+        every: seconds between checkpoints.
+
+    Raises:
+        typer.Exit: with status 130 or 143, when a signal asked to stop; checkpoints are left.
+        SynaptreeError: no trial reached its end.
+    """
+    file = find_recipe(recipe)
+    space = load_space(space_file).with_samples(samples)
+    tried = trials(file, space)
+    base = load_recipe(file)
+    out = out or Path("runs") / base.method / base.name
+    typer.echo(f"{len(tried)} trials of {base.name}, recipes in {out / 'trials'}")
+    with stoppable() as stop:
+        try:
+            outcome = sweep(
+                tried, out, data=data, seeds=seeds, parallel=parallel, address=address, every=every, stop=stop,
+                say=typer.echo, record=record,
+            )  # fmt: skip
+        except Interrupted:
+            again = shlex.join(["synaptree", *sys.argv[1:]])
+            typer.echo(f"stopped; what was reached is kept in {out}. To go on:\n  {again}", err=True)
+            raise typer.Exit(stop.status) from None
+    if not outcome.results:
+        name, reason = next(iter(outcome.failed.items()))
+        raise SynaptreeError(f"none of {len(tried)} trials reached its end; {name}: {reason}")
+    _show(Console(), outcome, space, out)
+    if record:
+        typer.echo(f"copies:  {record}")
+
+
+def _show(console: Console, outcome: Outcome, space: Space, out: Path) -> None:
+    """Print the table of trials, what failed, and the choice."""
+    found = outcome.candidates
+    chosen = best(found, space.search.max_density)
+    shown = [chosen if chosen and chosen.trial == c.trial else c for c in found if c.last]
+    console.print()
+    console.print(_table("Trials", shown, list(space.domains), bold=chosen))
+    for name, reason in outcome.failed.items():
+        typer.echo(f"failed: {name}: {reason}")
+    if space.search.kind == "pareto":
+        rows = front(found, space.search.max_density)
+        console.print()
+        console.print(_table("Front: no other network is both sparser and better", rows, list(space.domains)))
+    limit = "" if space.search.max_density is None else f" of density {space.search.max_density:g} or less"
+    if chosen is None:
+        typer.echo(f"\nno network{limit}: let the method cut more, or raise search.max_density")
+        return
+    typer.echo(f"\nbest{limit} by validation: {chosen.trial.name}, round {chosen.round}")
+    typer.echo(f"with its controls:\n  {_command(chosen.trial, out)}")
+    typer.echo(f"its recipe:\n\n{recipe_text(chosen.trial.recipe)}")
+
+
+def _command(trial: Trial, out: Path) -> str:
+    """Return the command that finds the trial's run done, and runs its controls beside it."""
+    return shlex.join(["synaptree", "run", str(out / "trials" / f"{trial.name}.toml"), "--out", str(out)])
+
+
+def _table(title: str, rows: Sequence[Candidate], keys: Sequence[str], bold: Candidate | None = None) -> object:
+    columns = [*keys, "round", "validation %", "density %", "test %", "seconds"]
+    seeds = rows[0].seeds if rows else 0
+    caption = f"Means over {seeds} seed{'s' * (seeds != 1)}. {NOT_BY_TEST}"
+    return terminal(title, columns, [(_cells(row, keys), row == bold) for row in rows], caption, words=keys)
+
+
+def _cells(row: Candidate, keys: Sequence[str]) -> list[str]:
+    values = [str(row.trial.values[key]) for key in keys]
+    test = "-" if row.test is None else f"{100 * row.test:.2f}"
+    numbers = [f"{100 * row.validation:.2f}", f"{100 * row.density:.2f}", test, f"{row.seconds:.1f}"]
+    return [*values, str(row.round), *numbers]
