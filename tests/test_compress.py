@@ -28,7 +28,7 @@ def toy() -> tuple[nn.Module, Pair, Pair]:
 
 
 def quick(model, train, val=None, **options):
-    return synaptree.compress(model, train, val, **({"budget": "120 epochs", "batch": 32, "timing": False} | options))
+    return synaptree.compress(model, train, val, **({"budget": "60 epochs", "batch": 32, "timing": False} | options))
 
 
 def test_a_network_comes_out_smaller_and_loses_no_more_than_is_allowed(toy, tmp_path):

@@ -24,6 +24,7 @@ from synaptree.train import together, zoo
 from synaptree.train.checkpoint import BEFORE, CHECKPOINT, remove, remove_partial, whereabouts
 from synaptree.train.data import Dataset, load
 from synaptree.train.growth import Grow, PruneUntil
+from synaptree.train.health import Guard
 from synaptree.train.loop import EpochLog, Interrupted
 from synaptree.train.network import Network
 from synaptree.train.programme import (
@@ -146,7 +147,8 @@ class Run:
         self._classes = data.classes
         where = environment()
         around = Surroundings(
-            data, self.seed, self.folder, self._fresh, stop=stop, say=say, machine=whereabouts(where)
+            data, self.seed, self.folder, self._fresh, stop=stop, say=say, machine=whereabouts(where),
+            guard=Guard(self.recipe.health.limits),
         )
         around.watch = self._signing(around, started, where, watch)
         network = Network(self._fresh(self.seed), Topology(self.seed))

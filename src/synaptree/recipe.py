@@ -12,6 +12,7 @@ from synaptree import methods
 from synaptree.core.errors import OptionError, unknown
 from synaptree.stages import StageTable, TrainTable, programme_stages
 from synaptree.train import zoo
+from synaptree.train.health import Limits
 from synaptree.train.loop import TrainOptions
 from synaptree.train.programme import Measure
 from synaptree.train.sources import source
@@ -47,6 +48,19 @@ class Rounds(Part):
     exclude: tuple[str, ...] = ()
 
 
+class Health(Part):
+    """From where on something is said to be wrong with a network; `guards = false` says nothing."""
+
+    guards: bool = True
+    dead_units: float = Field(Limits.dead_units, ge=0, le=1)
+    density: float = Field(Limits.density, ge=0, le=1)
+
+    @property
+    def limits(self) -> Limits | None:
+        """What guards go by, or None where there are none."""
+        return Limits(self.dead_units, self.density) if self.guards else None
+
+
 class Recipe(Part):
     """One experiment.
 
@@ -69,6 +83,7 @@ class Recipe(Part):
             from the initial weights.
         controls: name -> "all" (edited round by round like the method) or the rounds at which a dense
             network is brought to the method's density at once; an empty list leaves a base's control out.
+        health: from where on something is said to be wrong with a network; no part of what a run is.
     """
 
     name: str = ""
@@ -88,6 +103,7 @@ class Recipe(Part):
     programme: Annotated[tuple[StageTable, ...], Field(min_length=1)] | None = None
     sweep: dict[str, tuple[Any, ...]] | None = None
     controls: dict[str, Literal["all"] | tuple[int, ...]] = {}
+    health: Health = Health.model_validate({})
 
     @field_validator("model")
     @classmethod
@@ -169,7 +185,7 @@ class Recipe(Part):
 
     def config(self) -> dict[str, Any]:
         """Return what decides what a run does, as plain JSON; keys that came later are left out where unused."""
-        unhashed = {"name", "about", "seconds_per_epoch", "seeds", "controls"}
+        unhashed = {"name", "about", "seconds_per_epoch", "seeds", "controls", "health"}
         config = self.model_dump(mode="json", exclude=unhashed)
         for part, later in ((config, ("programme", "sweep")), (config["dense"], ("penalty", "autocast"))):
             for key in later:
@@ -282,6 +298,7 @@ _KEYS: dict[str, list[str]] = {
     "dense": list(TrainOptions.model_fields),
     "retrain": list(TrainOptions.model_fields),
     "rounds": list(Rounds.model_fields),
+    "health": list(Health.model_fields),
 }
 
 

@@ -20,7 +20,7 @@ from synaptree.artifact.files import replacing
 from synaptree.core.errors import DataError, OptionError
 
 __all__ = [
-    "PROGRESS", "SCHEMA", "Connections", "Epoch", "Result", "Round", "config_hash", "environment", "read",
+    "PROGRESS", "SCHEMA", "Connections", "Epoch", "Finding", "Result", "Round", "config_hash", "environment", "read",
     "write", "write_progress",
 ]  # fmt: skip
 
@@ -105,6 +105,19 @@ class Round(Record):
         return self
 
 
+class Finding(Record):
+    """Something that was wrong with the network for a while."""
+
+    kind: str = Field(description="as in synaptree.train.health.Finding")
+    where: str = Field(description="name of the layer or parameter, or 'network'")
+    text: str = Field(description="the sentence, with figures and what to do")
+    stage: str = Field(description="name of the programme's stage in which it was found")
+    round: Count
+    epoch: Count = Field(description="epochs begun since the start of the run when it was found")
+    step: Count = Field(description="optimizer updates when it was found")
+    until: Count | None = Field(None, description="optimizer updates when it was gone; None: it stayed to the end")
+
+
 class Result(Record):
     """One run of one recipe with one seed."""
 
@@ -128,6 +141,7 @@ class Result(Record):
     notes: list[str] = Field([], description="what a reader should know of the run as a whole, in sentences")
     epochs: list[Epoch] = []
     rounds: list[Round] = []
+    health: list[Finding] = Field([], description="what was wrong with the network; older files lack it")
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

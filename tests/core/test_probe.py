@@ -111,3 +111,13 @@ def test_maps_of_different_sizes_have_no_mean():
 
 def test_sequences_may_have_different_lengths():
     assert means(nn.Sequential(nn.Linear(1, 1)), torch.ones(2, 5, 1), torch.full((1, 2, 1), 7.0)).tolist() == [2.0]
+
+
+def test_a_weight_that_two_layers_share_is_seen_through_both():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    model[1].weight = model[0].weight
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[0.0, 2.0], [2.0, 0.0]]))
+    with Probe(layers_of(model), {"mean_abs": mean_abs_input}) as probe:
+        model(torch.tensor([[1.0, 3.0]]))  # the second layer sees 6 and 2
+    assert probe.means("0")["mean_abs"].tolist() == [3.5, 2.5]

@@ -14,6 +14,7 @@ from torch import nn, tensor
 
 from synaptree.core.layer import layers_of
 from synaptree.core.oneshot import Calibration
+from synaptree.core.ranks import Ranks
 from synaptree.core.topology import Topology
 from synaptree.graph.cascade import cascade, constant, edit_with_dead_units, graph_of
 from synaptree.graph.node import GraphError
@@ -29,7 +30,7 @@ def site(model, shape, granularity="weight", include=("*",)):
     layers = layers_of(model, include=include)
     method = build("magnitude", conv=granularity)
     topology = Topology.of(layers, method.granularity, biases=True)
-    return Calibration(model, method, topology, layers, [torch.randn(3, *shape)], {})
+    return Calibration(model, method, topology, layers, [torch.randn(3, *shape)], {}, Ranks(model))
 
 
 @torch.no_grad()

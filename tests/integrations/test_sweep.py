@@ -41,6 +41,15 @@ rounds = 2
 restart = "rewind"
 """
 
+MINE = """
+from synaptree import build
+from synaptree.core.method import method
+
+@method
+def mine(density: float = 0.5):
+    return build("magnitude", density=density)
+"""
+
 
 @pytest.fixture(scope="module")
 def address():
@@ -103,12 +112,17 @@ def numbers(result):
     return epochs, [part.model_dump() for part in result.rounds]
 
 
-def test_a_cluster_that_cannot_be_reached_or_is_too_small_is_refused_in_a_sentence(address, recipe, space, tmp_path):
+def test_a_cluster_that_cannot_be_reached_or_is_too_small_is_refused_in_a_sentence(
+    address, recipe, space, tmp_path, monkeypatch
+):
     words = ("sweep", recipe, "--out", tmp_path / "out", "--space", space("dense.lr = { grid = [1e-3] }"), "--address")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # nobody listens
         nobody = f"127.0.0.1:{free.getsockname()[1]}"
         assert f"--address {nobody}: no Ray cluster answers there (" in fails(*words, nobody)
+        free.listen()  # somebody does, who never answers
+        monkeypatch.setattr("synaptree.sweep.cluster.REACHED_WITHIN", 0.5)
+        assert f"--address {nobody}: no Ray cluster answers there (timed out)" in fails(*words, nobody)
     for wrong in ("nowhere", "ray://localhost:10001", "localhost:many"):
         assert f"--address '{wrong}': wanted HOST:PORT" in fails(*words, wrong)
     words = (*words[:5], space("threads = { grid = [2] }"), "--address", address)
@@ -216,10 +230,12 @@ def test_a_stopped_sweep_keeps_what_is_done_and_the_same_call_does_the_rest(conn
     assert len(outcome.results) == len(done()) == 3
 
 
-def test_ctrl_c_stops_a_sweep_on_this_machine_and_says_how_to_go_on(recipe, space, tmp_path):
+def test_ctrl_c_stops_a_sweep_of_a_method_of_ones_own_on_this_machine_and_says_how_to_go_on(recipe, space, tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    recipe.write_text(RECIPE.replace("nnrelief", "mine"))
     file = space("dense.lr = { grid = [1e-3, 2e-3] }\ndense.epochs = { grid = [4000] }")
     words = ["sweep", str(recipe), "--space", str(file), "--out", str(tmp_path / "out"), "--parallel", "1"]
-    command = [sys.executable, "-c", "from synaptree.cli import main; main()", *words, "--checkpoint-every", "0.1"]
+    command = [sys.executable, "-m", "synaptree", "--import", str(tmp_path / "mine.py"), *words]
     with subprocess.Popen(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -230,6 +246,6 @@ def test_ctrl_c_stops_a_sweep_on_this_machine_and_says_how_to_go_on(recipe, spac
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "2 trials of tiny" in out
-    assert "To go on:\n  synaptree sweep" in err
+    assert "To go on:\n  synaptree --import" in err
     assert "Traceback" not in err
     assert list(tmp_path.glob("out/*/checkpoint.safetensors"))

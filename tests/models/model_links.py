@@ -287,7 +287,8 @@ def seen(model, x):
 
     for layer in layers_of(model):
         hook = partial(note, layer.name, layer.module.weight.dim())
-        hooks.append(layer.module.register_forward_hook(hook, with_kwargs=True))
+        modules = (layer.module, *layer.tied)
+        hooks += [module.register_forward_hook(hook, with_kwargs=True) for module in modules]
     torch.manual_seed(0)
     with torch.no_grad():
         output(model, x)

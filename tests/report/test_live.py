@@ -61,6 +61,18 @@ def test_each_round_is_one_plain_line_where_nobody_watches(network: Network) -> 
     ]
 
 
+def test_a_finding_is_told_once_and_not_again_after_a_resume(network: Network) -> None:
+    log = a_log(0) | {"health": [{"step": 40, "text": "fc1 has lost all connections"}]}
+    out = StringIO()
+    with Display(Console(file=out, width=80), runs=1, epochs=10) as display:
+        display.begin(1, "nnrelief, seed 0", rounds=14, told=0)
+        display.show(TRAIN, network, log)
+        display.show(TRAIN, network, log)
+        display.begin(1, "nnrelief, seed 0", rounds=14, told=0, warned=1)
+        display.show(TRAIN, network, log)
+    assert out.getvalue() == "[1/1] nnrelief, seed 0: update 40: fc1 has lost all connections\n"
+
+
 def test_rounds_told_before_are_not_told_again(network: Network) -> None:
     assert [line.split(",")[1] for line in shown(network, terminal=False, told=1).splitlines()] == [
         " seed 0: round 1 of 14"

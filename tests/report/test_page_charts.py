@@ -73,9 +73,8 @@ def test_a_run_that_was_not_tested_yet_is_drawn_by_validation_and_says_so():
 
 
 def test_differences_to_dense_have_the_paired_intervals_of_the_comparison(pruned):
-    rows = summary(run.result for run in pruned.runs)
-    drawn = trace(comparing.difference_chart(pruned, rows), "random")
-    wanted = [row.difference for row in rows if row.control == "random"]
+    drawn = trace(comparing.difference_chart(pruned), "random")
+    wanted = [row.difference for row in summary(run.result for run in pruned.runs) if row.control == "random"]
     assert drawn["y"] == pytest.approx([d.mean for d in wanted], rel=1e-4)
     assert drawn["error_y"]["array"] == pytest.approx([d.high - d.mean for d in wanted], rel=1e-3, abs=1e-4)
 

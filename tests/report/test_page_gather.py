@@ -75,3 +75,16 @@ def test_a_method_and_its_controls_belong_together_and_other_configurations_apar
 def test_runs_of_different_data_sets_are_kept_apart():
     runs = [found(config={"data": "mnist"}), found(config={"data": "digits"}), found(config={})]
     assert list(by_data(runs)) == ["mnist", "digits", "no data set named"]
+
+
+def test_a_control_that_was_asked_for_otherwise_before_stands_apart():
+    runs = [
+        Found(a_result(config={"at": at}, control=control, seed=seed), Path("r.json"), written)
+        for control, at, seed, written in (
+            (None, None, 0, 1.0), ("random", [1], 0, 1.0), ("random", "all", 0, 3.0), ("random", "all", 1, 2.0),
+        )
+    ]  # fmt: skip
+    now, before = experiments(runs)
+    assert [run.result.config["at"] for run in now.runs] == [None, "all", "all"]
+    assert (before.title, len(before.runs)) == ("lenet5: nnrelief (at = [1])", 1)
+    assert len(now.rows) == 2

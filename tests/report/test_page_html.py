@@ -124,10 +124,17 @@ def test_runs_of_different_data_sets_have_their_own_sections(tmp_path):
     assert "kept apart" in content
 
 
-def test_findings_about_health_are_shown_whatever_their_form():
+def test_findings_of_the_guards_say_when_they_were_made_and_when_they_were_gone():
+    finding = {"kind": "collapse", "text": "fc1 has lost all connections.", "stage": "train", "round": 1}
     assert _sentence("fc1 has lost everything") == "fc1 has lost everything"
-    assert _sentence({"what": "collapse", "layer": "fc1"}) == "what: collapse, layer: fc1"
+    assert _sentence(finding | {"step": 40}) == "stage train, round 1, step 40: fc1 has lost all connections."
+    assert _sentence(finding | {"step": 40, "until": 60}).endswith("all connections. Gone at step 60.")
     assert _sentence(Connections(born=1, died=2, layers={})) == "born: 1, died: 2, layers: {}"
+
+
+def test_what_a_run_says_of_itself_is_among_the_notes(tmp_path):
+    write(a_result(notes=["went on with another version"], rounds=[a_round(1, notes=["3 cuts"])]), tmp_path)
+    assert "<li>went on with another version</li><li>Round 1: 3 cuts</li>" in page([tmp_path]).content
 
 
 def test_a_page_is_written_whole_and_its_size_is_told(tmp_path):

@@ -26,7 +26,7 @@ class Commands(TyperGroup):
         except BrokenPipeError:  # whoever read the output has seen enough
             raise
         except (SynaptreeError, FormatError, EngineError, OSError) as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), err=True)
             raise typer.Exit(2) from None
 
 
@@ -80,6 +80,9 @@ def run(
         float, typer.Option("--checkpoint-every", metavar="SECONDS", min=0, help="Lose at most that much to a crash.")
     ] = 60.0,
     all_rounds: AllRounds = False,
+    track: Annotated[
+        list[str] | None, typer.Option(metavar="TRACKER", help="Figures go to tensorboard[:DIR] or mlflow[:URI] too.")
+    ] = None,
 ) -> None:
     """Run a recipe: its method and controls, for every seed.
 
@@ -92,12 +95,13 @@ def run(
     loaded = load_recipe(find_recipe(recipe), changes or ())
     carry_out(
         loaded, out or Path("runs") / loaded.method / loaded.name, data=data, seeds=seeds, record=record, fresh=fresh,
-        resume=resume, every=every, all_rounds=all_rounds,
+        resume=resume, every=every, all_rounds=all_rounds, track=track or (),
     )  # fmt: skip
 
 
 @app.command()
 def sweep(
+    context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one under recipes/.", metavar="RECIPE")],
     space: Annotated[Path, typer.Option(metavar="SPACE.toml", help="The values to try, key by key.")],
     data: DataFolder = None,
@@ -131,7 +135,7 @@ def sweep(
 
     carry_out_sweep(
         recipe, space, out, data=data, seeds=seeds, samples=samples, parallel=parallel, address=address, record=record,
-        every=every,
+        every=every, imports=context.parent.params["imports"] or () if context.parent else (),
     )  # fmt: skip
 
 

@@ -104,16 +104,18 @@ def pack(
             small.model, out, values=values, example_input=x, topology=small.topology, resume=False, ranges=ranges,
             about=origin.about,
         )  # fmt: skip
-        bare = 4 * sum(t.numel() for t in origin.network.state_dict().values() if t.is_floating_point())
-        typer.echo(f"{out}: {size:,} bytes; before, with its zeros in fp32, {bare:,}: {bare / size:.1f} times as many")
-        if data is None:
-            typer.echo(f"not measured, and no ranges of values kept: {missing}")
-            return
-        step("testing the network before")
-        before = 100 * evaluate(origin.network.eval(), data, data.test)
-        step("testing the network after")
-        after = 100 * evaluate(load(out), data, data.test)
-        typer.echo(f"test accuracy on {data.name}: {before:.2f} % before, {after:.2f} % after, {after - before:+.2f}")
+        tested = f"not measured, and no ranges of values kept: {missing}"
+        if data is not None:
+            step("testing the network before")
+            before = 100 * evaluate(origin.network.eval(), data, data.test)
+            step("testing the network after")
+            after = 100 * evaluate(load(out), data, data.test)
+            tested = f"test accuracy on {data.name}: {before:.2f} % before, {after:.2f} % after, {after - before:+.2f}"
+    if not whole:
+        _tell(small)
+    bare = 4 * sum(t.numel() for t in origin.network.state_dict().values() if t.is_floating_point())
+    typer.echo(f"{out}: {size:,} bytes; before, with its zeros in fp32, {bare:,}: {bare / size:.1f} times as many")
+    typer.echo(tested)
 
 
 def unpack(file: Path, out: Path, *, sparse: bool = False) -> None:
@@ -246,17 +248,20 @@ def _data(name: str | None, root: Path | None, *, asked: bool) -> tuple[Dataset 
 
 
 def _compacted(source: Source, x: Tensor, whole: bool, fold_norms: bool) -> Compacted:
-    """Return what is left of a network, and say what went."""
+    """Return what is left of a network."""
     if whole:
         return Compacted(source.network, source.topology, None, Plan(), 0.0)
-    small = compact(source.network, x, topology=None if fold_norms else source.topology, fold_norms=fold_norms)
+    return compact(source.network, x, topology=None if fold_norms else source.topology, fold_norms=fold_norms)
+
+
+def _tell(small: Compacted) -> None:
+    """Say what went in compaction, and what had to stay."""
     removed = sum(len(units.units) for units in small.plan.removed)
     typer.echo(f"compacted: {removed:,} units removed; outputs equal to within {small.max_error:.1e}")
     if kept := sum(len(units.units) for units in small.plan.kept):
         typer.echo(f"{kept:,} units that do nothing had to stay, for example {small.plan.kept[0]}")
     for note in small.plan.notes:
         typer.echo(note)
-    return small
 
 
 def _ranges(model: nn.Module, x: Tensor, data: Dataset) -> dict[int, float]:

@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 
 from synaptree.cli.show import show_results
-from synaptree.core.errors import OptionError, SynaptreeError
+from synaptree.cli.track import Tracking
+from synaptree.core.errors import CheckpointError, NumericError, OptionError
 from synaptree.experiment import Run, runs
 from synaptree.recipe import Recipe
 from synaptree.report.live import Display
@@ -49,7 +50,7 @@ class Stop:
 def carry_out(
     recipe: Recipe, out: Path, *, data: Path | None = None, seeds: Sequence[int] | None = None,
     record: Path | None = None, fresh: bool = False, resume: bool = False, every: float = 60.0,
-    all_rounds: bool = False,
+    all_rounds: bool = False, track: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Run what a recipe asks for, then show table, picture and files.
 
@@ -63,6 +64,7 @@ def carry_out(
         resume: there must be something to go on from.
         every: seconds between checkpoints.
         all_rounds: show every round in the table.
+        track: where figures go as well: `tensorboard`, `tensorboard:DIR`, `mlflow`, `mlflow:URI`.
 
     Raises:
         OptionError: there is nothing to go on from, or it should both be gone on from and forgotten.
@@ -70,7 +72,7 @@ def carry_out(
     """
     together.join()
     console = Console(quiet=not together.first())
-    wanted = runs(recipe, out, seeds)
+    wanted, tracking = runs(recipe, out, seeds), Tracking(track, out, fresh=fresh)
     if resume:
         _require_begun(wanted, fresh)
     if fresh:
@@ -80,13 +82,13 @@ def carry_out(
     together.wait()
     with stoppable() as stop:
         try:
-            _develop(wanted, console, data, stop, every)
+            _develop(wanted, console, data, stop, every, tracking)
         except Interrupted:
             _tell(f"stopped; what was reached is kept in {out}. To go on:\n  {_again()}", err=True)
             raise typer.Exit(stop.status) from None
-        except (OSError, SynaptreeError):
+        except (CheckpointError, NumericError, OSError) as error:
             if any(run.checkpoint.exists() for run in wanted):
-                _tell(f"what was reached is kept in {out}. To go on, once it can:\n  {_again()}", err=True)
+                error.add_note(f"what was reached is kept in {out}. To go on, once it can:\n  {_again()}")
             raise
     if not together.first():
         return
@@ -127,8 +129,9 @@ def _again() -> str:
 
 
 def _develop(
-    wanted: Sequence[Run], console: Console, data: Path | None, stop: Callable[[], bool], every: float
-) -> None:
+    wanted: Sequence[Run], console: Console, data: Path | None, stop: Callable[[], bool], every: float,
+    tracking: Tracking,
+) -> None:  # fmt: skip
     """Run what is not done, one after the other."""
     left = {number: run for number, run in enumerate(wanted, 1) if run.done() is None}
     with Display(console, runs=len(wanted), epochs=sum(run.epochs for run in left.values())) as display:
@@ -140,23 +143,28 @@ def _develop(
         for number, run in left.items():
             if together.anyone(stop()):
                 raise Interrupted
-            _one(run, number, display, data, stop, every)
+            with tracking.told(run, display.say) as news:
+                _one(run, number, display, data, stop, every, news)
 
 
 def _one(
-    run: Run, number: int, display: Display, data: Path | None, stop: Callable[[], bool], every: float
-) -> None:
+    run: Run, number: int, display: Display, data: Path | None, stop: Callable[[], bool], every: float,
+    news: Callable[[], None],
+) -> None:  # fmt: skip
     resumed = run.checkpoint.exists()
 
     def watch(stage: Stage, _: object) -> None:
         display.show(stage, run.network, run.log)
+        news()
 
     def say(line: str) -> None:
         display.say(f"{run.title}: {line}")
 
     for index, stage in enumerate(run.run(data, resume=True, stop=stop, watch=watch, say=say, every=every)):
         if index == 0:
-            display.begin(number, run.title, run.recipe.count, len(run.log["rounds"]))
+            display.begin(
+                number, run.title, run.recipe.count, len(run.log["rounds"]), len(run.log.get("health", []))
+            )
             if resumed:
                 display.say(f"{run.title}: goes on from update {run.network.step} (--fresh starts over)")
         watch(stage, None)

@@ -185,50 +185,47 @@ def verify_data(name: str | None, root: Path | None) -> None:
             and so may the published test set where the training set serves in its stead.
     """
     names = _names(name)
-    wrong = 0
+    said: list[tuple[str, bool]] = []
     with steps(len(names)) as step:
         for known in names:
             step(f"reading {known}")
-            wrong += _verified(known, root, alone=name is not None)
+            said += _verified(known, root, alone=name is not None)
+    for line, _ in said:
+        typer.echo(line)
+    wrong = sum(bad for _, bad in said)
     if wrong:
         raise DataError(f"{wrong} file(s) damaged or missing; `synaptree data download NAME` fetches them anew")
 
 
-def _verified(name: str, root: Path | None, *, alone: bool) -> int:
-    """Say how the files of one data set are, and return how many are damaged, or missing and needed."""
+def _verified(name: str, root: Path | None, *, alone: bool) -> list[tuple[str, bool]]:
+    """Return what there is to say of each file of a data set, and whether it is damaged, or missing and needed."""
     states, folder = sets.verify(name, root), sets.directory(name, root)
     if sets.source(name).format == "folders":
-        return int(_images_fail(name, root, needed=alone))
+        return [_images(name, root, needed=alone)]
     if states and all(state.state == "missing" for state in states) and not alone:
-        typer.echo(f"{name}: not there ({folder})")
-        return 0
-    wrong = 0
+        return [(f"{name}: not there ({folder})", False)]
     spared = {sets.SETS[name].files[-1].name} if sets.SETS[name].spare else set()
+    said = []
     for state in states:
         optional = state.state == "missing" and state.path.name in spared
-        wrong += state.state != "ok" and not optional
-        typer.echo(f"{name}: {state.state}{' (one can do without it)' if optional else ''}: {state.path}")
-    if not states:
-        typer.echo(f"{name}: ok: part of scikit-learn")
-    return wrong
+        words = f"{state.state}{' (one can do without it)' if optional else ''}"
+        said.append((f"{name}: {words}: {state.path}", state.state != "ok" and not optional))
+    return said or [(f"{name}: ok: part of scikit-learn", False)]
 
 
-def _images_fail(name: str, root: Path | None, *, needed: bool) -> bool:
-    """Read all images of a set, which have no published checksums; say how that went, and return whether it failed."""
+def _images(name: str, root: Path | None, *, needed: bool) -> tuple[str, bool]:
+    """Read all images of a set, which have no published checksums; return how that went, and whether it failed."""
     from synaptree.train.data import load
 
     folder = sets.directory(name, root)
     if not needed and not class_names(folder):
-        typer.echo(f"{name}: not there ({folder})")
-        return False
+        return f"{name}: not there ({folder})", False
     try:
         data = load(name, root, validation=0)
     except DataError as error:
-        typer.echo(str(error))
-        return True
+        return str(error), True
     images = len(data.train.y) + len(data.test.y)
-    typer.echo(f"{name}: ok: all {images} images of {data.classes} classes can be read: {folder}")
-    return False
+    return f"{name}: ok: all {images} images of {data.classes} classes can be read: {folder}", False
 
 
 def download_data(name: str | None, root: Path | None, mirror: str | None) -> None:

@@ -3,11 +3,13 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import typer
 from rich.console import Console
 
+from synaptree.cli.imports import import_file
 from synaptree.cli.run import stoppable
 from synaptree.core.errors import SynaptreeError
 from synaptree.recipe import find_recipe, load_recipe
@@ -23,7 +25,7 @@ NOT_BY_TEST = "Chosen by validation, never by test."
 def carry_out_sweep(
     recipe: str, space_file: Path, out: Path | None, *, data: Path | None = None, seeds: Sequence[int] | None = None,
     samples: int | None = None, parallel: int | None = None, address: str | None = None, record: Path | None = None,
-    every: float = 60.0,
+    every: float = 60.0, imports: Sequence[Path] = (),
 ) -> None:  # fmt: skip
     """Run the trials of a space, then show what each reached, and the best one or the front.
 
@@ -38,6 +40,7 @@ def carry_out_sweep(
         address: of a running Ray cluster.
         record: folder that gets copies of the result files.
         every: seconds between checkpoints.
+        imports: Python files with methods of one's own, which every worker needs.
 
     Raises:
         typer.Exit: with status 130 or 143, when a signal asked to stop; checkpoints are left.
@@ -53,7 +56,7 @@ def carry_out_sweep(
         try:
             outcome = sweep(
                 tried, out, data=data, seeds=seeds, parallel=parallel, address=address, every=every, stop=stop,
-                say=typer.echo, record=record,
+                say=typer.echo, record=record, prepare=partial(import_once, [file.absolute() for file in imports]),
             )  # fmt: skip
         except Interrupted:
             again = shlex.join(["synaptree", *sys.argv[1:]])
@@ -65,6 +68,13 @@ def carry_out_sweep(
     _show(Console(), outcome, space, out)
     if record:
         typer.echo(f"copies:  {record}")
+
+
+def import_once(files: Sequence[Path]) -> None:
+    """Run Python files, but none again that this worker has run for another trial."""
+    for file in files:
+        if file.stem not in sys.modules:
+            import_file(file)
 
 
 def _show(console: Console, outcome: Outcome, space: Space, out: Path) -> None:

@@ -101,6 +101,11 @@ class Clock:
         del epochs
         return seconds
 
+    def spare(self, processor: float) -> bool:
+        """Return whether all that is left has room for so much processor time, at the pace so far."""
+        pace = max(1.0, self.seconds() / max(1e-3, self.processor()))
+        return self.budget - self.used() >= processor * pace
+
     def require(self) -> None:
         """Raise `Stopped` where nothing is left."""
         if self.left() <= 0:
@@ -130,6 +135,10 @@ class EpochClock(Clock):
     def spend(self, epochs: float) -> None:
         """Count a part of an epoch."""
         self._spent += epochs
+
+    def spare(self, processor: float) -> bool:  # noqa: ARG002
+        """Return true: time does not count."""
+        return True
 
     def cost(self, seconds: float, epochs: float) -> float:
         """Return the epochs."""

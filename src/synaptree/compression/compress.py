@@ -29,9 +29,10 @@ __all__ = ["Moment", "compress"]
 
 FILE, REPORT = "network.syn", "report.json"
 DENSE_SHARE, DENSE_EPOCHS, DENSE_UPDATES = 0.25, 30, 3000  # how long an untrained network is trained at most
+LEARNED = 0.1  # share of the way from the most frequent class to all right, from which on a model counts as trained
 DENSE_LR = 0.4  # factor on the learning rate meanwhile
 PROBE_SECONDS, PROBE_UPDATES = 1.0, 3
-RUNTIME = 8.0  # seconds left at the end, with which one more dense runtime is set up
+RUNTIME = 3.0  # seconds of processor time in which one more dense runtime is surely set up
 SAMPLES = 500  # of the training data, for methods that want to see some
 TOLD_EVERY = 0.2  # seconds
 
@@ -94,7 +95,7 @@ def compress(
         optimizer: `parameters -> torch optimizer`, at the learning rate to begin a training with; Adam at 5e-3, and
             also at a fifth of that, by default.
         trained: whether the model was trained; one that was not is trained first. By default a model counts as
-            untrained that is no more accurate than the most frequent class; with a metric all count as trained.
+            untrained that is hardly more accurate than the most frequent class; with a metric all count as trained.
         out: folder that gets `network.syn` and `report.json`; nothing is written without.
         values: how the file stores weights: "fp32", "fp16", "int8", or "auto": the smallest that is good enough.
         timing: whether the engine is timed beside dense runtimes at the end.
@@ -186,11 +187,12 @@ class _Run:
         if self.trained is not None or self.judge.metric is not None:
             return self.trained is False
         chance = self.judge.chance()
-        if value > chance:
+        least = chance + LEARNED * (100 - chance)
+        if value > least:
             return False
         self.notes.append(
-            f"the model counts as untrained, since its accuracy of {value:.2f} is not above the {chance:.2f} of always "
-            "saying the most frequent class; it was trained first"
+            f"the model counts as untrained, since its accuracy of {value:.2f} is not above {least:.2f}, and always "
+            f"saying the most frequent class gives {chance:.2f}; it was trained first"
         )
         return True
 
@@ -254,13 +256,13 @@ def _compressed(
         seconds = min(1.0, clock.cost(clock.ending, epochs=math.inf) / 20)
         found = timing_of(
             dense.model, small.model, file, run.example.cpu(), seconds,
-            spare=lambda: clock.cost(clock.budget - clock.used(), epochs=math.inf) >= RUNTIME,
+            spare=lambda: clock.spare(RUNTIME),
         )  # fmt: skip
     timing, why = (None, found) if isinstance(found, str) else (found, "")
     metric = run.judge.metric
     name = "accuracy" if metric is None else getattr(metric, "__name__", type(metric).__name__)
     notes = (*run.notes, *small.notes)
-    words = outcome(name, before, after, search.tries, run.judge.max_drop, notes, timing, why)
+    words = outcome(name, before, after, search.tries, run.judge, notes, timing, why)
     report = Report(
         name, run.judge.max_drop, before, after, small.values, tuple(search.tries), budget, clock.seconds(),
         clock.processor(), run.trainer.epochs, small.removed, small.max_error, small.engine_value, words,

@@ -70,6 +70,10 @@ class Judge:
         labels = torch.cat([y for _, y in self.feed.batches(0, torch.device("cpu"))])
         return 100.0 * int(labels.unique(return_counts=True)[1].max()) / len(labels)
 
+    def samples(self) -> int:
+        """Return how many samples there are to judge by."""
+        return sum(len(y) for _, y in self.feed.batches(0, torch.device("cpu")))
+
     def _accuracy(self, model: nn.Module) -> float:
         right = total = 0
         for x, y in self.feed.batches(0, device_of(model)):

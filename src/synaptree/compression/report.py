@@ -1,6 +1,7 @@
 """What `compress` found: networks before and after, every try, times, and words."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from synaptree.artifact.files import replacing
+from synaptree.compression.judge import Judge
 from synaptree.compression.search import Try
 from synaptree.core.topology import Topology
 
@@ -148,7 +150,7 @@ def write_report(path: Path, report: Report, timing: Timing | None) -> None:
 
 
 def outcome(
-    metric: str, before: Size, after: Size, tries: Sequence[Try], max_drop: float, notes: Sequence[str],
+    metric: str, before: Size, after: Size, tries: Sequence[Try], judge: Judge, notes: Sequence[str],
     timing: Timing | None, why_untimed: str,
 ) -> tuple[str, ...]:  # fmt: skip
     """Return in sentences what was gained, and where nothing was."""
@@ -157,9 +159,9 @@ def outcome(
         words.append(
             f"{before.weights / max(1, after.weights):.1f} times fewer weights ({before.weights:,} to "
             f"{after.weights:,}); {metric} on validation {before.value:.2f} before, {after.value:.2f} after "
-            f"({after.value - before.value:+.2f}, {-max_drop:+.2f} allowed); it was chosen there, so other data may "
-            "see a larger loss"
+            f"({after.value - before.value:+.2f}, {-judge.max_drop:+.2f} allowed)"
         )
+        words.append(f"it was chosen there{_unsure(judge, after.value)}, so other data may see a larger loss")
     else:
         words.append(f"no gain here, because {_why_none(tries)}; the network is as dense as before")
     times = before.bytes / max(1, after.bytes)
@@ -168,6 +170,14 @@ def outcome(
                  f"{before.bytes:,}")
     words += [_speed(timing, batch) for batch in timing.batches] if timing else [f"not timed: {why_untimed}"]
     return tuple(words)
+
+
+def _unsure(judge: Judge, value: float) -> str:
+    """Return how well so many samples can tell an accuracy, two standard errors."""
+    if judge.metric is not None:
+        return ""
+    share, samples = value / 100, judge.samples()
+    return f", on {samples:,} samples, which tell it to ±{200 * math.sqrt(share * (1 - share) / samples):.1f} points"
 
 
 def _speed(timing: Timing, batch: int) -> str:

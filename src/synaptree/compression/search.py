@@ -11,7 +11,7 @@ from synaptree.compression.clock import Clock, Progress, Stopped
 from synaptree.compression.judge import Judge
 from synaptree.compression.training import Trainer
 from synaptree.compression.ways import Task, Way, weights_alive
-from synaptree.core.errors import NumericError, SynaptreeError
+from synaptree.core.errors import NumericError, OptionError, SynaptreeError
 from synaptree.core.layer import layers_of, mask_shape
 from synaptree.core.topology import Topology
 from synaptree.surgery.compact import compact
@@ -174,6 +174,8 @@ class Search:
         try:
             task = Task(model, topology, max(1, round(weights)), self.inputs, progress)
             method = way.cut(task)
+            if method is None and weights_alive(topology) >= self.best.weights:
+                raise OptionError(f"{way.name} cuts nothing more")
             started = self.clock.used()
             trained = self.trainer.train(model, progress, topology=topology, method=method, lr=way.lr)
             self.epoch_cost = max(1e-6, self.clock.used() - started) / max(trained, 1e-3)

@@ -1,7 +1,7 @@
 """The layers of a model whose connections can be pruned or grown, by name and kind."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -29,6 +29,7 @@ class Layer:
         module: the layer itself; weight of shape `(out, in)` or `(out, in / groups, *kernel)`.
         weight: name of the weight parameter.
         bias: name of the bias parameter, or None.
+        tied: the other modules that compute with the same weight.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Layer:
     module: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d = field(compare=False)
     weight: str
     bias: str | None
+    tied: tuple[nn.Module, ...] = field(default=(), compare=False, repr=False)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -112,7 +114,10 @@ def layers_of(
         kind = next((k for k in kinds if isinstance(module, KINDS[k])), "")
         if kind and (why := _unfit(module)):
             unfit[name] = why
-        elif kind and id(module.weight) not in found:
+        elif kind and (first := found.get(id(module.weight))):
+            if module not in (first.module, *first.tied):
+                found[id(module.weight)] = replace(first, tied=(*first.tied, module))
+        elif kind:
             prefix = f"{name}." if name else ""
             bias = f"{prefix}bias" if module.bias is not None else None
             found[id(module.weight)] = Layer(name, kind, module, f"{prefix}weight", bias)

@@ -126,7 +126,8 @@ class Calibration:
                 except Exception as error:
                     raise DataError(
                         f"batch {i} of the calibration data, of shape {tuple(x.shape)} and {x.dtype}, does not go "
-                        f"through {type(self.model).__name__}; give inputs such as it is trained on ({error})"
+                        f"through {type(self.model).__name__}; give inputs such as it is trained on, and wrap a "
+                        f"model of several inputs in one whose forward makes them of one tensor ({error})"
                     ) from error
         probe.put(self.ranks.add_up(probe.take()))
         return {layer.name: probe.means(layer.name) for layer in self.layers}

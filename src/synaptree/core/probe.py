@@ -47,7 +47,8 @@ class Probe:
     def __enter__(self) -> "Probe":
         for layer in self.layers:
             hook = Hook(partial(self._look, layer))
-            self._hooks.append(layer.module.register_forward_hook(hook, with_kwargs=True))
+            for module in (layer.module, *layer.tied):
+                self._hooks.append(module.register_forward_hook(hook, with_kwargs=True))
         return self
 
     def __exit__(self, *error: object) -> None:

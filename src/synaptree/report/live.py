@@ -33,7 +33,7 @@ class Display:
         """
         self.console = console
         self._runs, self._before = runs, 0
-        self._number, self._title, self._rounds, self._told = 0, "", 0, 0
+        self._number, self._title, self._rounds, self._told, self._warned = 0, "", 0, 0, 0
         self._where = Text()
         self._bar = Progress(
             BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("left"),
@@ -59,7 +59,7 @@ class Display:
         """Print a line that stays, whole however narrow the terminal is."""
         self.console.print(Text(line), soft_wrap=True)
 
-    def begin(self, number: int, title: str, rounds: int, told: int) -> None:
+    def begin(self, number: int, title: str, rounds: int, told: int, warned: int = 0) -> None:
         """Go on to another run.
 
         Args:
@@ -67,13 +67,19 @@ class Display:
             title: its name.
             rounds: the last round's number.
             told: how many rounds it has recorded already.
+            warned: how many findings of its health.
         """
         self._before = int(self._bar.tasks[0].completed)
-        self._number, self._title, self._rounds, self._told = number, title, rounds, told
+        self._number, self._title, self._rounds = number, title, rounds
+        self._told, self._warned = told, warned
 
     def show(self, stage: Stage, network: Network, log: Log) -> None:
-        """Show where the run at work is, and print the rounds that are new in its log."""
+        """Show where the run at work is, and print the findings and rounds that are new in its log."""
         where = f"run {self._number} of {self._runs}: {self._title}"
+        health = log.get("health", [])
+        for entry in health[self._warned :]:
+            self.say(f"[{self._number}/{self._runs}] {self._title}: update {entry['step']}: {entry['text']}")
+        self._warned = len(health)
         for entry in log["rounds"][self._told :]:
             self.say(
                 f"[{self._number}/{self._runs}] {self._title}: round {entry['round']} of {self._rounds}, "

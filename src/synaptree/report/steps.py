@@ -1,6 +1,5 @@
 """What a person sees while a command works for more than a moment: a bar on a terminal, nothing elsewhere."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -44,7 +43,8 @@ def _rate(speed: float | None) -> str:
 def steps(total: int, console: Console | None = None) -> Iterator[Callable[[str], None]]:
     """Yield a function that says which step begins; the one before it is done then.
 
-    A terminal shows step, rate, time passed and time left, and is left as it was.
+    A terminal shows step, rate, time passed and time left, and is left as it was. Print after the block, not in it:
+    what is printed by other means than this console's lands in the middle of the bar.
 
     Args:
         total: how many there are.
@@ -55,11 +55,10 @@ def steps(total: int, console: Console | None = None) -> Iterator[Callable[[str]
     ...     step("writing")
     """
     console = console or Console(stderr=True)
-    # what is printed meanwhile stands above the bar where both go to the same terminal, and goes its own way elsewhere
     bar = Progress(
         SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(24), MofNCompleteColumn(), Rate(),
         TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
-        redirect_stdout=sys.stdout.isatty(),
+        redirect_stdout=False,
     )  # fmt: skip
     begun = False
     with bar:

@@ -28,6 +28,10 @@ RESTARTS: Final = 5
 
 REACHED_WITHIN = 5.0  # seconds, in which the head of a cluster answers
 
+# Ray speaks gRPC, so HTTP/2, whose server answers the hello of a client with a frame of settings, which is type 4
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_SETTINGS = bytes([4])
+
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the other output prints a box even when asked for nothing
@@ -76,6 +80,7 @@ def sweep(
     trials: Sequence[Trial], out: Path, *, data: Path | None = None, seeds: Sequence[int] | None = None,
     parallel: int | None = None, address: str | None = None, every: float = 60.0, record: Path | None = None,
     stop: Callable[[], bool] = lambda: False, say: Callable[[str], None] = lambda line: None,  # noqa: ARG005
+    prepare: Callable[[], None] = lambda: None,
 ) -> Outcome:  # fmt: skip
     """Run every trial that is not done, some at a time, and return what all of them left.
 
@@ -93,6 +98,7 @@ def sweep(
         record: folder that gets a copy of each finished run's result file.
         stop: asked all the time; true ends the sweep.
         say: told, line by line, what happens.
+        prepare: called on a worker before each run, as to import methods of one's own.
 
     Raises:
         OptionError: Ray is not installed, the cluster cannot be reached, or none of its nodes can run a trial.
@@ -109,7 +115,7 @@ def sweep(
         root = Path(data or os.environ.get("SYNAPTREE_DATA") or "data").absolute()
         for name, validation in {(job.run.recipe.data, job.run.recipe.validation): None for job in left}:
             load(name, root, validation=validation)  # what is missing is missing before anything starts
-        tasks = [_task(job, out, root, every) for job in left]
+        tasks = [_task(job, out, root, every) | {"prepare": prepare} for job in left]
         with _ray(address, parallel, max(task["threads"] for task in tasks)):
             reasons = _tune(tasks, parallel, stop, say)
     for job in jobs:
@@ -125,7 +131,7 @@ def _seeds(trial: Trial, seeds: Sequence[int] | None) -> list[int]:
 
 
 def _task(job: Job, out: Path, data: Path, every: float) -> dict[str, Any]:
-    """Return what a worker needs to know of a run, in plain values."""
+    """Return what a worker needs to know of a run."""
     file = write_recipe(job.trial, out / "trials")
     return {
         "title": job.title, "recipe": str(file), "hash": job.run.hash, "seed": job.run.seed, "out": str(out),
@@ -192,6 +198,7 @@ def _run(task: Mapping[str, Any]) -> Run:
     with contextlib.suppress(OSError):  # a folder of images may be given relative to where the sweep was started
         os.chdir(task["folder"])
     torch.set_num_threads(task["threads"])
+    task["prepare"]()
     run = Run(load_recipe(file), task["seed"], None, Path(task["out"]))
     if run.hash != task["hash"]:
         raise OptionError(f"{file} holds another recipe on node {socket.gethostname()}; is --out shared by all nodes?")
@@ -331,8 +338,8 @@ def _connect(ray: Any, address: str | None, cpus: int) -> None:
         ray.init(address=address, runtime_env=environment, **quiet)
     except (ConnectionError, RuntimeError) as error:
         raise OptionError(
-            f"--address {address}: {_last_line(error)} `ray start` joins this machine to a cluster, "
-            "and `ray start --head` begins one"
+            f"--address {address}: {_last_line(error).rstrip('.')}; `ray start` joins this machine to a cluster, "
+            "`ray start --head` begins one"
         ) from None
 
 
@@ -342,7 +349,10 @@ def _reach(address: str) -> None:
     if not colon or not host or "/" in host or not port.isdigit():
         raise OptionError(f"--address {address!r}: wanted HOST:PORT of the head node, as `ray start` prints, or auto")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), REACHED_WITHIN).close()
+        with socket.create_connection((host.strip("[]"), int(port)), REACHED_WITHIN) as connection:
+            connection.sendall(_HELLO)
+            if connection.recv(4)[3:] != _SETTINGS:
+                raise ConnectionError("something else listens there")
     except (OSError, OverflowError) as error:
         raise OptionError(
             f"--address {address}: no Ray cluster answers there ({error}); is its head node up (`ray start --head`), "

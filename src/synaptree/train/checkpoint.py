@@ -38,6 +38,7 @@ _FORMAT = "synaptree checkpoint 1"
 _PLAIN = ("step", "epoch", "round", "stage", "within", "counted", "recent")  # parts of a network that are plain JSON
 _TENSOR = "$tensor"
 _NUMBER = re.compile(r"#-?\d+")  # a key that is no text
+_WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _SMALL = 64  # numbers that are not worth compressing
 
 
@@ -346,7 +347,7 @@ def _small(tensor: Tensor) -> tuple[Tensor, dict[str, Any]]:
     if tensor.dtype == torch.bool:
         packed = np.packbits(tensor.cpu().numpy().ravel())
         return torch.from_numpy(packed), {"packed": "bits", "shape": list(tensor.shape)}
-    if tensor.dtype in (torch.int8, torch.int16, torch.int32, torch.int64) and tensor.numel() > _SMALL:
+    if tensor.dtype in _WHOLE_NUMBERS and tensor.numel() > _SMALL:
         values = tensor.detach().cpu().contiguous().numpy()
         packed = np.frombuffer(bytearray(zlib.compress(values.data, 1)), np.uint8)
         return torch.from_numpy(packed), {"packed": values.dtype.name, "shape": list(tensor.shape)}
@@ -355,7 +356,7 @@ def _small(tensor: Tensor) -> tuple[Tensor, dict[str, Any]]:
 
 def _whole(stored: Tensor, entry: Mapping[str, Any]) -> Tensor:
     if "packed" not in entry:
-        return stored
+        return stored.clone()  # what was read is the file's own memory
     size = torch.Size(entry["shape"]).numel()
     if entry["packed"] == "bits":
         values = np.unpackbits(stored.numpy(), count=size).astype(bool)

@@ -31,6 +31,7 @@ from synaptree.train.checkpoint import (
     set_aside,
 )
 from synaptree.train.data import Dataset, derive, sample
+from synaptree.train.health import Guard
 from synaptree.train.loop import EpochLog, Interrupted, TrainOptions, evaluate, mistakes, train
 from synaptree.train.network import Network
 
@@ -40,7 +41,7 @@ __all__ = [
 ]  # fmt: skip
 
 Log = dict[str, list[Any]]
-"""What a run records: "epochs" and "rounds", each entry plain JSON; and "notes", if there is something to say."""
+"""What a run records, plain JSON: "epochs", "rounds", findings of "health"; "notes" if there is something to say."""
 
 
 def _warn(line: str) -> None:
@@ -63,19 +64,21 @@ class Surroundings:
         machine: where the run happens, as `checkpoint.whereabouts` says it.
         keep: steps that a later rewind asks for.
         optimizer_state: of the stage that was interrupted, until it goes on.
+        guard: looks after the network's health.
     """
 
     data: Dataset
     seed: int
     folder: Path
     fresh: Callable[[int], nn.Module]
-    log: Log = field(default_factory=lambda: {"epochs": [], "rounds": []})
+    log: Log = field(default_factory=lambda: {"epochs": [], "rounds": [], "health": []})
     stop: Callable[[], bool] = lambda: False
     watch: Callable[["Stage", EpochLog | None], None] = lambda stage, log: None  # noqa: ARG005
     say: Callable[[str], None] = _warn
     machine: Mapping[str, Any] = field(default_factory=dict)
     keep: frozenset[int] = frozenset()
     optimizer_state: Mapping[str, Any] = field(default_factory=dict)
+    guard: Guard = field(default_factory=Guard)
 
     @property
     def checkpoint(self) -> Path:
@@ -146,9 +149,13 @@ class Train:
 
     def epochs(self, network: Network, around: Surroundings) -> Iterator[EpochLog]:
         """Train and log; pause after every epoch."""
+        def stop() -> bool:
+            around.guard.after_update(network, around, self.name, self.method, self.exclude)
+            return around.stop()
+
         logs = train(
             network, around.data, self.options, seed=around.seed, method=self.method, exclude=self.exclude,
-            keep=around.keep, optimizer_state=around.optimizer_state, stop=around.stop,
+            keep=around.keep, optimizer_state=around.optimizer_state, stop=stop,
         )  # fmt: skip
         for log in logs:
             network.recent = [*network.recent, log.validation_accuracy][-3:]
@@ -159,6 +166,7 @@ class Train:
                 "density": density_of(network), "seconds": log.seconds,
                 "connections": _changed(network.topology, around.log["epochs"]),
             })  # fmt: skip
+            around.guard.mark(network, around, self.name, self.method, self.exclude)
             around.watch(self, log)
 
 
@@ -365,6 +373,7 @@ def develop(
             stage.run(network, around)
             around.optimizer_state = {}
             network.stage += 1
+            _look(stage, network, around)
             around.watch(stage, None)
     except Interrupted:
         saving.save()
@@ -468,6 +477,14 @@ def _require_masks(found: Checkpoint, stages: Sequence[Stage]) -> None:
             f"{found.path}: the checkpoint holds no masks, though it comes after {pruned!r}; "
             "it cannot be gone on from; --fresh starts over"
         )
+
+
+def _look(stage: Stage, network: Network, around: Surroundings) -> None:
+    """Look after the network at the end of a stage; masks that the next stage will apply are looked at after that."""
+    if not isinstance(stage, Adopt):
+        name = getattr(stage, "name", "") or type(stage).__name__.lower()
+        asked = (stage.method, stage.exclude) if isinstance(stage, Train | Prune) else (None, ())
+        around.guard.look(network, around, name, *asked)
 
 
 def density_of(network: Network) -> float:

@@ -7,7 +7,7 @@ from statistics import fmean
 
 import plotly.graph_objects as go
 
-from synaptree.report.comparison import Row, rounds_by_seed, summary
+from synaptree.report.comparison import Row, rounds_by_seed
 from synaptree.report.page.chart import Chart, colours, log_percent, plain, see_through
 from synaptree.report.page.experiments import Experiment
 from synaptree.results import Round
@@ -79,9 +79,9 @@ def _draw_line(out: go.Figure, name: str, colour: str, line: Line, kind: str) ->
     )  # fmt: skip
 
 
-def difference_chart(experiment: Experiment, rows: Sequence[Row]) -> Chart | None:
+def difference_chart(experiment: Experiment) -> Chart | None:
     """Return the differences of the test accuracy to dense with their paired intervals, if there are any."""
-    rows = [row for row in rows if row.difference is not None]
+    rows = [row for row in experiment.rows if row.difference is not None]
     if not rows:
         return None
     drawn, out = swatches(experiment), go.Figure()
@@ -118,7 +118,7 @@ class Standing:
 
 def standings(found: Sequence[Experiment]) -> list[Standing]:
     """Return the rounds of all methods, and which of them no other surpasses on the validation set."""
-    rows = [(one.title, row) for one in found for row in summary(run.result for run in one.runs) if not row.control]
+    rows = [(one.title, row) for one in found for row in one.rows if not row.control]
     best = front([(row.density, row.validation) for _, row in rows])
     return [Standing(name, row, number in best) for number, (name, row) in enumerate(rows)]
 
@@ -137,8 +137,8 @@ def front(points: Sequence[tuple[float, float]]) -> set[int]:
     return best
 
 
-def front_chart(found: Sequence[Standing]) -> Chart:
-    """Return the rounds of all methods with the front through the best of them."""
+def front_chart(found: Sequence[Standing], models: int = 1) -> Chart:
+    """Return the rounds of all methods with the front through the best of them, which may be of several models."""
     out = go.Figure()
     drawn = colours(list(dict.fromkeys(one.name for one in found)), "")
     for name, together in groupby(found, key=lambda one: one.name):
@@ -163,8 +163,9 @@ def front_chart(found: Sequence[Standing]) -> Chart:
         xaxis=log_percent(min(one.row.density for one in found), "density, dense to sparse"),
         yaxis={"title": {"text": "validation accuracy, %"}}, showlegend=False,
     )  # fmt: skip
+    own = f" Density is that of each one's own network; there are {models} of them." if models > 1 else ""
     return Chart(
         "All methods", "Validation accuracy over density, means over seeds. The dotted line is the Pareto front, drawn "
-        "by validation accuracy alone: no round is as sparse and more accurate. The test set had no say in it.",
+        "by validation accuracy alone: no round is as sparse and more accurate. The test set had no say in it." + own,
         out, 420, wide=True,
     )  # fmt: skip

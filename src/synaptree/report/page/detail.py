@@ -34,7 +34,8 @@ class Detail:
         measured: how it was measured, or that it was not.
         facts: seed, versions, hardware.
         config: the whole configuration.
-        notes: of the rounds, and what the guards found.
+        notes: of the run and its rounds.
+        health: what the guards found.
         filters: "layer" and "round" with the values to choose from.
     """
 
@@ -49,6 +50,7 @@ class Detail:
     facts: Mapping[str, str]
     config: Mapping[str, Any]
     notes: list[str]
+    health: list[str]
     filters: Mapping[str, list[str]]
 
 
@@ -79,7 +81,7 @@ def detailed(run: Found, time: bool) -> Detail:
         measured = measured or "Times were not measured; --time measures them on the machine at hand."
     return Detail(
         run.name, _unfinished(run), [chart for chart in development if chart], [chart for chart in charts if chart],
-        said, layers, steps, measured, _facts(run), result.config, _notes(result), filters,
+        said, layers, steps, measured, _facts(run), result.config, _notes(result), _health(result), filters,
     )  # fmt: skip
 
 
@@ -176,15 +178,20 @@ def _facts(run: Found) -> dict[str, str]:
 
 
 def _notes(result: Result) -> list[str]:
-    """Return what the rounds noted, and what the guards found."""
-    notes = [f"Round {part.round}: {note}" for part in result.rounds for note in part.notes]
-    health: Any = getattr(result, "health", None) or []
-    return [*notes, *(_sentence(finding) for finding in health)]
+    return [*result.notes, *(f"Round {part.round}: {note}" for part in result.rounds for note in part.notes)]
+
+
+def _health(result: Result) -> list[str]:
+    """Return what the guards found, in sentences; older results hold nothing of it."""
+    return [_sentence(finding) for finding in getattr(result, "health", None) or []]
 
 
 def _sentence(finding: Any) -> str:
-    if hasattr(finding, "model_dump"):
-        finding = finding.model_dump(exclude_none=True)
-    if isinstance(finding, Mapping):
-        return ", ".join(f"{key}: {value}" for key, value in finding.items())
-    return str(finding)
+    """Return a finding with when it was made, and when it was gone."""
+    if isinstance(finding, str):
+        return finding
+    said = finding if isinstance(finding, Mapping) else finding.model_dump(exclude_none=True)
+    text = str(said.get("text") or ", ".join(f"{key}: {value}" for key, value in said.items()))
+    when = [f"{key} {said[key]}" for key in ("stage", "round", "step") if key in said and "text" in said]
+    gone = f" Gone at step {said['until']}." if "until" in said else ""
+    return (f"{', '.join(when)}: " if when else "") + text + gone

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from synaptree.report.comparison import Row, summary
 from synaptree.report.page.gather import Found
 
 __all__ = ["Experiment", "by_data", "experiments"]
 
-OF_A_RUN = ("seed", "control", "at")  # parts of a configuration in which a method's runs and its controls' differ
+OF_A_RUN = ("seed", "control", "at")  # in which the runs of a method and of its controls differ
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,17 @@ class Experiment:
         """The run that is shown in detail: the method's own with the lowest seed, else the first control's."""
         return min(self.runs, key=lambda run: (run.result.control is not None, run.result.seed))
 
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Its rounds, mean over seeds, with their differences to dense."""
+        return summary(run.result for run in self.runs)
+
+    @property
+    def model(self) -> str:
+        """The network that it developed."""
+        config = self.runs[0].result.config
+        return f"{config.get('model', '')} {config.get('model_options') or ''}".strip()
+
 
 def by_data(runs: Iterable[Found]) -> dict[str, list[Found]]:
     """Return the runs of each data set, by its name."""
@@ -49,9 +62,12 @@ def by_data(runs: Iterable[Found]) -> dict[str, list[Found]]:
 
 def experiments(runs: Sequence[Found]) -> list[Experiment]:
     """Return the runs of one data set by recipe, method and configuration."""
+    latest = {_at(run): run.result.config.get("at") for run in sorted(runs, key=lambda run: run.written)}
     groups: dict[tuple[str, str], list[tuple[dict[str, Any], list[Found]]]] = {}
     for run in runs:
-        config = _flat({key: value for key, value in run.result.config.items() if key not in OF_A_RUN})
+        config, at = _config(run), run.result.config.get("at")
+        if at != latest[_at(run)]:  # a control that was asked for otherwise before
+            config["at"] = at
         alike = groups.setdefault((run.result.recipe, run.result.method), [])
         for known, members in alike:
             if known == config:
@@ -64,6 +80,15 @@ def experiments(runs: Sequence[Found]) -> list[Experiment]:
         for (recipe, method), alike in groups.items()
         for apart, (_, members) in zip(_apart([config for config, _ in alike]), alike, strict=True)
     ]
+
+
+def _config(run: Found) -> dict[str, Any]:
+    return _flat({key: value for key, value in run.result.config.items() if key not in OF_A_RUN})
+
+
+def _at(run: Found) -> tuple[str, str, str | None, str]:
+    """Return what runs have in common that must have one value of `at`."""
+    return run.result.recipe, run.result.method, run.result.control, str(_config(run))
 
 
 def _apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -69,14 +69,14 @@ def sections(
         inner = [_experiment(one, margin, time) for one in of_data]
         ranked = comparing.standings(of_data) if len(of_data) > 1 else []
         names = colours(list(dict.fromkeys(one.name for one in ranked)), "")
-        chart, table = (comparing.front_chart(ranked), outcome.standings_table(ranked)) if ranked else (None, None)
-        found.append(DataSection(data, chart, table, names, inner))
+        chart = comparing.front_chart(ranked, len({one.model for one in of_data})) if ranked else None
+        found.append(DataSection(data, chart, outcome.standings_table(ranked) if ranked else None, names, inner))
     return found
 
 
 def _experiment(experiment: Experiment, margin: float, time: bool) -> ExperimentSection:
-    rows = comparison.summary(run.result for run in experiment.runs)
-    charts = [comparing.accuracy_chart(experiment), comparing.difference_chart(experiment, rows)]
+    rows = experiment.rows
+    charts = [comparing.accuracy_chart(experiment), comparing.difference_chart(experiment)]
     shown = experiment.detailed
     brief, everything = outcome.rounds_table(comparison.brief(rows, margin)), outcome.rounds_table(rows)
     return ExperimentSection(
