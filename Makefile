@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SANITIZED ?= tests/runtime
 
-.PHONY: demo test test-integrations style check fuzz faults native sanitize lines tables bench clean
+.PHONY: demo test test-integrations style check fuzz faults docs native sanitize lines tables bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/synaptree run demo --out runs/demo
@@ -32,6 +32,10 @@ fuzz: $(VENV)/ready
 # real runs killed a hundred times at random, gone on with, and compared to the byte with one that was not
 faults: $(VENV)/ready
 	$(BIN)/python tools/faults.py --kills 100
+
+# the site of the documentation, in build/site: opens from a file, and is searched there
+docs: $(VENV)/integrations
+	$(BIN)/python -m mkdocs build --strict
 
 # the extension anew, beside the Python files, after work on the kernels
 native: $(VENV)/ready
