@@ -21,7 +21,7 @@ PYTHON = [code for language, code in BLOCKS if language == "python"]
 SHELL = [line.partition("#")[0] for language, code in BLOCKS if language == "bash" for line in code.splitlines()]
 
 
-NAMES = ["quick", "fast", "any-model", "in-training", "strength", "small", "engine", "calls", "sparsify", "int8"]
+NAMES = ["quick", "fast", "one-call", "any-model", "in-training", "strength", "small", "engine", "calls", "sparsify", "int8"]
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=NAMES)
@@ -56,6 +56,8 @@ def test_the_commands_in_the_readme_exist():
         if words[0] == "make":
             assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
             continue
+        if words[0] == "torchrun":
+            words = words[words.index("synaptree") :]
         assert words[0] == "synaptree"
         assert CliRunner().invoke(app, [words[1], "--help"]).exit_code == 0
         if words[1] == "run" and words[2] != "demo":
