@@ -63,6 +63,9 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/compact.py
 	$(BIN)/python benchmarks/size.py
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/ranks.py
+	$(BIN)/python benchmarks/checkpoint.py
+	$(BIN)/python benchmarks/report.py
 
 # torch goes first and alone, so that nothing asked for beside it can draw in another build of it; then what builds the
 # extension, which is used again whenever the package is installed anew

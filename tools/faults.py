@@ -92,7 +92,7 @@ def inode(path: Path) -> int:
 def left(out: Path) -> dict[str, Any]:
     """Return all that a run left but the picture: the bytes of networks, and results without wall times."""
     found: dict[str, Any] = {}
-    for path in sorted(path for path in out.rglob("*") if path.is_file() and path.name != "picture.png"):
+    for path in sorted(path for path in out.rglob("*") if path.is_file() and "picture.png" not in path.name):
         found[str(path.relative_to(out))] = _timeless(path) if path.suffix == ".json" else path.read_bytes()
     return found
 

@@ -70,8 +70,8 @@ class Search:
     """Looks for the smallest network that is within what may be lost.
 
     A try cuts the best network so far to a share of its weights, retrains it and judges it. One that fails by little
-    goes on at its density. Where the first way fails, the others are tried, and the best one goes on. Where all do,
-    half the step follows, in the logarithm, with twice the training.
+    goes on at its density. Where it fails still, ways not tried yet follow, until one is kept. Where none is, half the
+    step follows, in the logarithm, with twice the training, in the way that came nearest.
 
     Attributes:
         dense: where it starts.
@@ -113,7 +113,7 @@ class Search:
         return self.best
 
     def _deeper(self, epochs: float) -> bool:
-        """Try one step from the best network, go on once if it fails by little, and say whether it was kept."""
+        """Try one step from the best network, by other means where that fails, and say whether anything was kept."""
         weights = self.best.weights / self.step
         found = self._try(self.way, weights, epochs)
         if found is not None and not self._good(found) and self._near(found) and (more := self._epochs()):
@@ -127,8 +127,8 @@ class Search:
         return True
 
     def _otherwise(self, found: Candidate | None, weights: float) -> Candidate | None:
-        """Try the other ways, once, where the first one fails; the best of all is the way from then on."""
-        while self.untried and (epochs := self._epochs()):
+        """Try the other ways, each once, until one is kept; the best of them is the way from then on."""
+        while self.untried and (found is None or not self._good(found)) and (epochs := self._epochs()):
             way = self.untried.pop(0)
             other = self._try(way, weights, epochs)
             if other is not None and (found is None or _worth(other) > _worth(found)):
@@ -166,31 +166,31 @@ class Search:
     def _try(self, way: Way, weights: float, epochs: float, start: Candidate | None = None) -> Candidate | None:
         """Cut the best network, or another one, retrain, judge and compact; None where that could not be done."""
         start = start or self._start(way)
-        before, began = self.clock.seconds(), self.trainer.epochs
         model, topology = deepcopy(start.model), deepcopy(start.topology)
-        updates = max(1, int(epochs * self.trainer.length + 1e-6))
-        progress = Progress(updates, self.clock.limit(1.2 * self.judge_cost))
-        found, trained = None, 0.0
+        before, began, found = self.clock.seconds(), self.trainer.epochs, None
         try:
-            task = Task(model, topology, max(1, round(weights)), self.inputs, progress)
-            method = way.cut(task)
-            if method is None and weights_alive(topology) >= self.best.weights:
-                raise OptionError(f"{way.name} cuts nothing more")
-            started = self.clock.used()
-            trained = self.trainer.train(model, progress, topology=topology, method=method, lr=way.lr)
-            self.epoch_cost = max(1e-6, self.clock.used() - started) / max(trained, 1e-3)
-            found = Candidate(model, topology, weights_alive(topology), self.judge(model))
+            found = self._retrained(way, model, topology, weights, epochs)
             why = self._why(found)
         except Stopped:
-            self._tell(way, topology, math.nan, self.trainer.epochs - began, before, False, "the time was up")
+            self._tell(way, topology, None, before, began, "the time was up")
             raise
         except NumericError as error:
             why = f"training went astray: {error}"
         except SynaptreeError as error:
             why = str(error)
-        kept = found is not None and self._good(found)
-        self._tell(way, topology, found.value if found else math.nan, trained, before, kept, why)
-        return self._narrower(found) if found is not None and kept else found
+        self._tell(way, topology, found, before, began, why)
+        return self._narrower(found) if found is not None and self._good(found) else found
+
+    def _retrained(self, way: Way, model: nn.Module, topology: Topology, weights: float, epochs: float) -> Candidate:
+        updates = max(1, int(epochs * self.trainer.length + 1e-6))
+        progress = Progress(updates, self.clock.limit(1.2 * self.judge_cost))
+        method = way.cut(Task(model, topology, max(1, round(weights)), self.inputs, progress))
+        if method is None and weights_alive(topology) >= self.best.weights:
+            raise OptionError(f"{way.name} cuts nothing more")
+        before = self.clock.used()
+        trained = self.trainer.train(model, progress, topology=topology, method=method, lr=way.lr)
+        self.epoch_cost = max(1e-6, self.clock.used() - before) / max(trained, 1e-3)
+        return Candidate(model, topology, weights_alive(topology), self.judge(model))
 
     def _why(self, found: Candidate) -> str:
         if found.weights >= self.best.weights:
@@ -201,13 +201,14 @@ class Search:
         return f"{-lost:+.2f}, and {-self.judge.max_drop:+.2f} is allowed"
 
     def _tell(
-        self, way: Way, topology: Topology, value: float, epochs: float, before: float, kept: bool, why: str
+        self, way: Way, topology: Topology, found: Candidate | None, before: float, began: float, why: str
     ) -> None:
         weights = weights_alive(topology) or self.dense.weights
-        density = weights / max(1, self.dense.weights)
-        one = Try(way.name, density, weights, value, epochs, self.clock.seconds() - before, kept, why)
-        self.tries.append(one)
-        self.told(one)
+        self.tries.append(Try(
+            way.name, weights / max(1, self.dense.weights), weights, math.nan if found is None else found.value,
+            self.trainer.epochs - began, self.clock.seconds() - before, found is not None and self._good(found), why,
+        ))  # fmt: skip
+        self.told(self.tries[-1])
 
     def _narrower(self, found: Candidate) -> Candidate:
         """Take units out that do nothing, so that further training costs less; the same network where that fails."""

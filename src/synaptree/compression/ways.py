@@ -102,7 +102,6 @@ def gradual(allocate: str) -> Callable[[Task], Method]:
     """
 
     def cut(task: Task) -> Method:
-        layers_of(task.model)  # or an error that says there are none
         task.topology.cover(layers_of(task.model), {"linear": "weight", "conv": "weight"})
         start, end, progress = task.topology.density(), task.density, task.progress
 
