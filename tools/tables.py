@@ -1,22 +1,38 @@
-"""Write the tables of recorded results: all of them into docs/results.md, one row each into README.md, pictures beside.
+"""Write every table of figures in README.md and docs/ from what was recorded under results/ and benchmarks/recorded/.
 
-The table of the engine's benchmark goes into docs/fast.md. `--check` only compares the tables.
+Each stands between markers that name it. Pictures are drawn beside them. `--check` only compares the tables, and finds
+those that somebody typed.
 """
 
 import json
+import re
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import chdir
 from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from synaptree.cli.compare import by_group
+from synaptree.cli.compare import recorded as compared
+from synaptree.cli.groups import Group, listed, missing
 from synaptree.cli.show import MARGINS
+from synaptree.report import standings_picture, standings_table, which
 from synaptree.report.comparison import Row, brief, markdown, sparsest, summary
+from synaptree.report.group import Task
 from synaptree.report.picture import picture
+from synaptree.report.standings import Level
+from synaptree.report.tables import markdown as table_of
 from synaptree.results import Result, read
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- results: written by tools/tables.py -->\n", "<!-- end of results -->"
+BENCHMARKS = ROOT / "benchmarks" / "recorded"
 ENGINE = "<!-- engine:begin -->\n", "<!-- engine:end -->"
+FIGURE = re.compile(
+    r"[+-]?(\d+\.\d+|\d{1,3}(,\d{3})+)( ?(%|x|s|ms|µs|MB|kB|GB|points|bytes))?( (±|->) [\d.]+)?( \[.*\])?"
+)
+"""A cell that somebody measured: a number with decimals, or of four digits and more."""
 
 
 def recorded() -> dict[str, list[Result]]:
@@ -84,28 +100,151 @@ def seconds(number: float) -> str:
     return f"{number:.2f} s" if number >= 0.01 else f"{1e6 * number:.2f} µs"
 
 
-def written(path: Path, text: str, begin: str = BEGIN, end: str = END) -> str:
-    """Return the content of a document with `text` between its markers."""
-    before, rest = path.read_text(encoding="utf-8").split(begin)
-    between = f"\n{text}\n" if text else ""
+def size(path: Path) -> str:
+    """Return the table of what networks take as files."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return table_of([size_cells(row) for row in rows], ("network", "masks", "values"))
+
+
+def size_cells(row: dict[str, Any]) -> dict[str, str]:
+    """Return a row of that table; a network that was not trained has no accuracy."""
+    tested = f"{row['accuracy']:.2f} -> {row['accuracy_stored']:.2f}" if "accuracy" in row else ""
+    return {
+        "network": row["network"], "masks": row["masks"], "values": row["values"], "density": f"{row['existing']:.3f}",
+        "bytes": f"{row['bytes']:,}", "times smaller": f"{row['times']:.1f}", "zstd": f"{row['zstd']:,}",
+        "CSR, 16 bits": f"{row['csr16']:,}", "entropy": f"{row['bound']:,.0f}", "test accuracy %": tested,
+    }  # fmt: skip
+
+
+GROWTH = {
+    "strategic": "strategic_synthesis-lenet_300_100-short", "random": "random_growth-lenet_300_100-random-short",
+    "gradient": "gradient_growth-lenet_300_100-gradient-short",
+}  # fmt: skip
+"""Rules of growth -> method and recipe."""
+
+
+def growth(groups: dict[str, list[Result]]) -> str:
+    """Return what networks of three rules of growth are, grown (round 1) and pruned (round 2)."""
+    rows = {rule: {row.round: row for row in summary(groups[name])} for rule, name in GROWTH.items()}
+    weights = {rule: fmean(result.rounds[2].weights_alive for result in groups[name]) for rule, name in GROWTH.items()}
+    accuracy = {rule: [f"{100 * (row[index].accuracy or 0):.2f}" for index in (1, 2)] for rule, row in rows.items()}
+    lines = {
+        "grown, test accuracy %": {rule: found[0] for rule, found in accuracy.items()},
+        "pruned, test accuracy %": {rule: found[1] for rule, found in accuracy.items()},
+        "pruned, weights": {rule: f"{number:,.0f}" for rule, number in weights.items()},
+    }
+    return table_of([{"": name, **cells} for name, cells in lines.items()], ("",))
+
+
+def similarity(path: Path) -> str:
+    """Return how alike the networks of the three rules are, means over seeds."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    rules = {"strategic_synthesis": "strategic", "random_growth": "random", "gradient_growth": "gradient"}
+    measures = {
+        "overlap": "overlap", "chance": "overlap_chance", "seed floor": "seed_floor",
+        "with independent growth": "seed_chance", "matched (NNSTD)": "nnstd", "its chance": "nnstd_chance",
+    }  # fmt: skip
+    pairs: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for row in rows:  # of runs in folders called METHOD-sSEED-HASH
+        pair = ", ".join(rules[row[side].partition("-")[0]] for side in "ab")
+        pairs.setdefault((row["round"], pair), []).append(row)
+    lines = [
+        {"pair": pair, "round": {1: "grown", 2: "pruned"}[number]}
+        | {name: f"{fmean(row[key] for row in together):.3f}" for name, key in measures.items()}
+        for (number, pair), together in pairs.items()
+    ]
+    return table_of(lines, ("pair", "round"))
+
+
+def comparison(found: Mapping[Task, Sequence[Level]]) -> str:
+    """Return a section for each task with more than one level: its table, and its picture."""
+    return "\n".join(
+        f"## {task.title}\n\n{standings_table.markdown(levels)}\n![{task.group}](pictures/compare-{task.group}.png)\n"
+        for task, levels in found.items()
+    )
+
+
+def answers(found: Mapping[Task, Sequence[Level]], results: Sequence[Result]) -> str:
+    """Return which method to take, and what was not run, by the recipes there are."""
+    with chdir(ROOT):
+        recipes, _ = listed()
+    done = {result.config_hash for result in results if result.status == "done"}
+    left = missing(Group("all", frozenset(), tuple(recipes)), done, Path("runs"), full=True)
+    long, short = sum(one.full for one in recipes), by_group(part for part in left if not part.of.full)
+    whole = long - sum(part.of.full for part in left)
+    return f"{which.markdown(found, short)}\nOf the {long} long forms of recipes (`-full`), {whole} were run.\n"
+
+
+def markers(name: str) -> tuple[str, str]:
+    """Return what stands before and behind a table in a document."""
+    return f"<!-- {name}: written by tools/tables.py -->\n", f"<!-- end of {name} -->"
+
+
+def written(text: str, table: str, begin: str, end: str) -> str:
+    """Return a document with `table` between its markers."""
+    before, rest = text.split(begin)
+    between = f"\n{table}\n" if table else ""
     return f"{before}{begin}{between}{end}{rest.split(end)[1]}"
+
+
+def typed(text: str) -> Iterator[str]:
+    """Yield the tables of figures in a document that stand between no markers, by their first line."""
+    bare = re.sub(r"<!-- ([\w:]+)[^>]*-->.*?<!-- (end of \1|engine:end) -->", "", text, flags=re.DOTALL)
+    for table in re.findall(r"(?:^\|.*\n)+", bare, flags=re.MULTILINE):
+        cells = [cell.strip(" *") for line in table.splitlines() for cell in line.split("|")]
+        if sum(FIGURE.fullmatch(cell) is not None for cell in cells) > 1:
+            yield table.partition("\n")[0]
+
+
+def documents(groups: dict[str, list[Result]], found: Mapping[Task, Sequence[Level]]) -> dict[Path, str]:
+    """Return the documents as they should be."""
+    docs, results = ROOT / "docs", [result for group in groups.values() for result in group]
+    parts = [
+        (ROOT / "README.md", headline(groups), markers("results")),
+        (docs / "results.md", tables(groups), markers("results")),
+        (docs / "results.md", growth(groups), markers("growth")),
+        (docs / "results.md", similarity(BENCHMARKS / "similarity.json"), markers("similarity")),
+        (docs / "fast.md", engine(BENCHMARKS / "engine.json"), ENGINE),
+        (docs / "small.md", size(BENCHMARKS / "size.json"), markers("size")),
+        (docs / "compare.md", comparison(found), markers("comparison")),
+        (docs / "which.md", answers(found, results), markers("answers")),
+    ]
+    texts: dict[Path, str] = {}
+    for path, table, marked in parts:
+        texts[path] = written(texts.get(path) or path.read_text(encoding="utf-8"), table, *marked)
+    return texts
+
+
+AWAITED = ("resume.md",)
+"""Documents whose figures a benchmark prints, and nobody has recorded yet."""
+
+
+def wrong(wanted: Mapping[Path, str]) -> list[str]:
+    """Return what is wrong with the documents, a sentence each."""
+    old = [path for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
+    said = [f"{path.relative_to(ROOT)}: not the tables of the records; `make tables` writes them" for path in old]
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for first in typed(path.read_text(encoding="utf-8")) if path.name not in AWAITED else ():
+            said.append(f"{path.relative_to(ROOT)}: typed by hand, record its figures and write it here: {first}")
+    return said
 
 
 def main() -> int:
     """Rewrite or compare the documents."""
-    groups = recorded()
-    wanted = {
-        path: written(path, text)
-        for path, text in ((ROOT / "README.md", headline(groups)), (ROOT / "docs" / "results.md", tables(groups)))
-    }
-    fast = ROOT / "docs" / "fast.md"
-    wanted[fast] = written(fast, engine(ROOT / "benchmarks" / "recorded" / "engine.json"), *ENGINE)
+    groups, found = recorded(), compared(ROOT / "results")
+    wanted = documents(groups, found)
     if "--check" in sys.argv:
-        return int(any(path.read_text(encoding="utf-8") != text for path, text in wanted.items()))
+        problems = wrong(wanted)
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        return int(bool(problems))
     for path, text in wanted.items():
         path.write_text(text, encoding="utf-8")
+    pictures = ROOT / "docs" / "pictures"
     for name, group in groups.items():
-        picture(group, ROOT / "docs" / "pictures" / f"{name}.png")
+        picture(group, pictures / f"{name}.png")
+    for task, levels in found.items():
+        standings_picture.picture(levels, pictures / f"compare-{task.group}.png")
     return 0
 
 

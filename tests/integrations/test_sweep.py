@@ -7,12 +7,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 
 import pytest
 from commands import fails, shows
 
-from synaptree.core.errors import CheckpointError
+from synaptree.core.errors import CheckpointError, OptionError
 from synaptree.experiment import Run, start
 from synaptree.results import read
 from synaptree.sweep import load_space, sweep, trials
@@ -90,15 +91,13 @@ def space(tmp_path):
 
 
 def workers():
-    """Return the processes at work on the nodes, each with the node it belongs to."""
-    found = {}
-    for process in psutil.process_iter():
-        try:
+    """Return the processes that carry out trials on the nodes of this test."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
             name = " ".join(process.cmdline())
-        except psutil.Error:
-            continue
-        if name.startswith("ray::") and "IDLE" not in name and "Agent" not in name:
-            found[process.pid] = process.ppid()
+            if name.startswith("ray::") and "IDLE" not in name and "Agent" not in name:
+                found.append(process.pid)
     return found
 
 
@@ -162,14 +161,21 @@ def test_a_grid_runs_on_both_nodes_as_without_a_cluster_and_what_fails_is_told(
 
     monkeypatch.setattr("synaptree.sweep.cluster.write_recipe", write)
     tried = trials(recipe, load_space(space("dense.lr = { grid = [1e-3, 2e-3, 1e30] }")))
-    nodes, lines = set(), []
+    lines, met = [], tmp_path / "met"
+    met.mkdir()
 
-    def say(line):
-        lines.append(line)
-        nodes.update(workers().values())
+    def meet():  # no run begins before runs are on two nodes
+        (met / ray.get_runtime_context().get_node_id()).touch()
+        tries = iter(range(6000))
+        while len(list(met.iterdir())) < 2:
+            if next(tries, None) is None:
+                raise OptionError("the other node never came")
+            time.sleep(0.01)
 
-    outcome = sweep(tried, tmp_path / "out", address=connected, record=tmp_path / "kept", say=say)
-    assert len(nodes) == 2
+    outcome = sweep(
+        tried, tmp_path / "out", address=connected, record=tmp_path / "kept", say=lines.append, prepare=meet
+    )  # fmt: skip
+    assert len(list(met.iterdir())) == 2
     good, unseen, diverging = tried
     assert list(outcome.failed) == [unseen.name, diverging.name]
     assert "--out must be a folder that all nodes share" in outcome.failed[unseen.name]

@@ -260,6 +260,57 @@ def watch(
 
 
 @app.command()
+def compare(
+    groups: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Model and data as lenet5-mnist, one of the two, a recipe, or a file of recipes.", metavar="GROUP",
+            show_default="all with results",
+        ),
+    ] = None,
+    run_missing: Annotated[bool, typer.Option("--run", help="Run first what has no result yet.")] = False,
+    out: Annotated[Path, typer.Option(help="Where networks of runs are and go.")] = Path("runs"),
+    results: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("results"),
+    measure: Annotated[bool, typer.Option("--measure", help="Time the networks that are there.")] = False,
+    data: DataFolder = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", min=0, help="Of what is missing, in place of the recipes' own.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="The long forms of recipes are missing as well.")] = False,
+    at: Annotated[
+        list[float] | None,
+        typer.Option(metavar="PERCENT", help="Compare at about this density.", show_default="50, 20, 10, 5, 2, 1"),
+    ] = None,
+    all_rounds: AllRounds = False,
+    which: Annotated[bool, typer.Option("--which", help="Which method to take at 10, 5 and 2 %.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown tables.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="PAGE.html", help="Write a page of the same results as well.")
+    ] = None,
+) -> None:
+    """Compare methods at like densities: accuracy, bytes, latency, cost.
+
+    Each table holds results of one model, one data set and one test set. The
+    best of a density is the best on validation; a tie is within its interval.
+    """
+    from synaptree.cli.compare import Asked
+    from synaptree.cli.compare import compare as compare_groups
+    from synaptree.report.standings import LEVELS
+
+    forms = [form for form, asked in (("which", which), ("markdown", markdown), ("json", json)) if asked]
+    if len(forms) > 1:
+        raise OptionError(f"--{' and --'.join(forms)} are forms of their own; ask for one of them")
+    levels = LEVELS if at is None else [percent / 100 for percent in at]
+    compare_groups(
+        Asked(
+            groups or (), out, results, data, run=run_missing, measure=measure, full=full, seeds=seeds, levels=levels,
+            every=all_rounds, form=forms[0] if forms else "table", page=html,
+        )
+    )  # fmt: skip
+
+
+@app.command()
 def similarity(
     networks: Annotated[
         list[Path], typer.Argument(help="Two files of networks or folders of runs, or more.", metavar="NETWORK")

@@ -24,7 +24,7 @@ from synaptree.train.data import load
 from synaptree.train.loop import Interrupted
 from synaptree.train.programme import Stage
 
-__all__ = ["Stop", "carry_out", "stoppable"]
+__all__ = ["Stop", "carry_out", "develop_runs", "stoppable"]
 
 
 class Stop:
@@ -82,7 +82,7 @@ def carry_out(
     together.wait()
     with stoppable() as stop:
         try:
-            _develop(wanted, console, data, stop, every, tracking)
+            develop_runs(wanted, console, data, stop, every, tracking)
         except Interrupted:
             _tell(f"stopped; what was reached is kept in {out}. To go on:\n  {_again()}", err=True)
             raise typer.Exit(stop.status) from None
@@ -128,7 +128,7 @@ def _again() -> str:
     return shlex.join(["synaptree", *(word for word in sys.argv[1:] if word != "--fresh")])
 
 
-def _develop(
+def develop_runs(
     wanted: Sequence[Run], console: Console, data: Path | None, stop: Callable[[], bool], every: float,
     tracking: Tracking,
 ) -> None:  # fmt: skip

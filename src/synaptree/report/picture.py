@@ -18,7 +18,7 @@ from synaptree.core.errors import OptionError
 from synaptree.report.comparison import rounds_by_seed
 from synaptree.results import Result, Round
 
-__all__ = ["figure", "picture"]
+__all__ = ["figure", "percent_ticks", "picture"]
 
 Line = list[list[Round]]  # the rounds in order, each over its seeds
 
@@ -101,7 +101,7 @@ def _accuracy(axes: Axes, lines: dict[str | None, Line], method: str) -> None:
         axes.axhline(dense, color="0.45", lw=1.2, ls=(0, (5, 3)), zorder=2, label="dense")
     axes.set(title=f"Accuracy on the {kind} set", xlabel="density (dense to sparse)", xscale="log")
     axes.invert_xaxis()
-    _percent_ticks(axes.xaxis)
+    percent_ticks(axes.xaxis)
     axes.yaxis.set_major_formatter(PercentFormatter(symbol=" %"))
 
 
@@ -134,11 +134,12 @@ def _layers(axes: Axes, line: Line, method: str) -> None:
             ends.append((float(density[alive[-1]]), rounds[alive[-1]], name, color))
     axes.set(title=f"Density of each layer, {method}", xlabel="round", yscale="log")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _percent_ticks(axes.yaxis)
+    percent_ticks(axes.yaxis)
     _names(axes, ends[:: -(-len(ends) // MOST_NAMES) or 1])
 
 
-def _percent_ticks(axis: Axis) -> None:
+def percent_ticks(axis: Axis) -> None:
+    """Give a logarithmic axis of shares ticks in percent."""
     low, high = sorted(axis.get_view_interval())
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 4 * low else range(1, 10)))
     axis.set_minor_locator(NullLocator())

@@ -88,7 +88,7 @@ def sweep(
     what is done is never repeated. A run whose worker dies goes on from its last checkpoint there.
 
     Args:
-        trials: what to run; their recipes are written to `out/trials`.
+        trials: what to run; the recipe of each is written to `out/trials`.
         out: folder for the runs' files; all nodes of a cluster see it under the same path.
         data: where the data sets lie, on all nodes.
         seeds: in place of each recipe's own.
@@ -106,6 +106,7 @@ def sweep(
         Interrupted: `stop` said so; what is done and each run's last checkpoint stay.
     """
     out = out.absolute()
+    files = {trial.name: write_recipe(trial, out / "trials") for trial in trials}
     jobs = [Job(trial, Run(trial.recipe, seed, None, out)) for trial in trials for seed in _seeds(trial, seeds)]
     left = [job for job in jobs if job.run.done() is None]
     if len(left) < len(jobs):
@@ -115,7 +116,7 @@ def sweep(
         root = Path(data or os.environ.get("SYNAPTREE_DATA") or "data").absolute()
         for name, validation in {(job.run.recipe.data, job.run.recipe.validation): None for job in left}:
             load(name, root, validation=validation)  # what is missing is missing before anything starts
-        tasks = [_task(job, out, root, every) | {"prepare": prepare} for job in left]
+        tasks = [_task(job, files[job.trial.name], out, root, every) | {"prepare": prepare} for job in left]
         with _ray(address, parallel, max(task["threads"] for task in tasks)):
             reasons = _tune(tasks, parallel, stop, say)
     for job in jobs:
@@ -130,9 +131,8 @@ def _seeds(trial: Trial, seeds: Sequence[int] | None) -> list[int]:
     return list(dict.fromkeys(trial.recipe.seeds if seeds is None else seeds))
 
 
-def _task(job: Job, out: Path, data: Path, every: float) -> dict[str, Any]:
+def _task(job: Job, file: Path, out: Path, data: Path, every: float) -> dict[str, Any]:
     """Return what a worker needs to know of a run."""
-    file = write_recipe(job.trial, out / "trials")
     return {
         "title": job.title, "recipe": str(file), "hash": job.run.hash, "seed": job.run.seed, "out": str(out),
         "data": str(data), "every": every, "folder": str(Path.cwd()), "threads": job.run.recipe.threads or 1,
