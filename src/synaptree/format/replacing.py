@@ -20,6 +20,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield partial
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())  # or a loss of power could leave an empty file under the new name
         os.replace(partial, path)
     except OSError as error:
         if error.filename is None or os.fspath(error.filename) != str(partial):
