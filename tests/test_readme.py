@@ -21,7 +21,9 @@ PYTHON = [code for language, code in BLOCKS if language == "python"]
 SHELL = [line.partition("#")[0] for language, code in BLOCKS if language == "bash" for line in code.splitlines()]
 
 
-NAMES = ["quick", "fast", "one-call", "any-model", "in-training", "strength", "small", "engine", "calls", "sparsify", "int8"]
+NAMES = [
+    "quick", "fast", "one-call", "any-model", "in-training", "strength", "small", "engine", "calls", "sparsify", "int8",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=NAMES)

@@ -45,6 +45,8 @@ def test_a_narrow_terminal_leaves_columns_out_and_cuts_no_number() -> None:
     assert max(map(len, text.splitlines())) <= 80
     assert "network density % test % to the best, points bytes epochs" in text
     assert "dense (a) 100 99.00 best 101 4" in text
+    assert "also shows minutes, seeds and latency." in text
+    assert "latency: not measured; --measure" in text
 
 
 def test_markdown_and_json_hold_every_network() -> None:

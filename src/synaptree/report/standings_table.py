@@ -29,10 +29,10 @@ def table(levels: Sequence[Level], width: int = WIDE) -> "Table":
         rows.append(([level.title, *("" for _ in columns[1:])], True))
         rows += [([one[column] for column in columns], False) for one in cells]
     title = levels[0].task.title if levels else ""
-    return tables.terminal(title, columns, rows, caption(levels), _WORDS)
+    return tables.terminal(title, columns, rows, caption(levels, width), _WORDS)
 
 
-def caption(levels: Sequence[Level]) -> str:
+def caption(levels: Sequence[Level], width: int = WIDE) -> str:
     """Return what the columns of a table mean, and how it came about."""
     rows = [row for level in levels for row in level.rows]
     if not rows:
@@ -45,11 +45,15 @@ def caption(levels: Sequence[Level]) -> str:
         "epochs, minutes: training behind the network, as recorded; machines and their load differ, so that epochs "
         "tell more.",
     ]
-    if speeds:
+    if width < WIDE:
+        lines.append(f"A terminal of {WIDE} columns also shows minutes, seeds and latency.")
+    elif speeds:
         lines.append(
             "latency: the engine's time for a call of so many samples, float32, one thread, and how many times as fast "
             f"it is as the best dense runtime of the same compacted network; {_joined(s.cpu for s in speeds)}."
         )
+    if not speeds:
+        lines.append("latency: not measured; --measure times the networks whose files are there.")
     if any(row.indicative for row in rows):
         lines.append("* one or two seeds: indicative.")
     return "\n".join(lines)
