@@ -1,6 +1,6 @@
 """What a checkpoint costs: seconds beside those of an epoch, bytes by what they hold, and seconds to go on from it.
 
-    python benchmarks/checkpoint.py [--steps 100]
+    python benchmarks/checkpoint.py [--steps 100] [--out FILE]
 
 Each network trains some updates while connections die by patience or are replaced, so that there are counters or ages
 to keep. The seconds of an epoch are those of the updates that were made, extrapolated to all of them. CPU time is what
@@ -8,18 +8,20 @@ counts on a busy machine; it leaves out the waiting for the disk.
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from synaptree.core.method import Method
 from synaptree.methods import build
 from synaptree.recipe import Recipe, find_recipe, load_recipe
+from synaptree.results import environment
 from synaptree.train.checkpoint import CHECKPOINT, newest, save_checkpoint, sizes
 from synaptree.train.data import Dataset, load
 from synaptree.train.loop import Interrupted
@@ -85,8 +87,8 @@ def seconds_to_resume(recipe: Recipe, method: Method, folder: Path) -> Times:
     raise AssertionError("nothing was left to train")
 
 
-def lines(name: str, recipe: Recipe, method: Method, steps: int) -> Iterator[str]:
-    """Yield what there is to say of one network."""
+def measured(name: str, recipe: Recipe, method: Method, steps: int) -> dict[str, Any]:
+    """Return the figures of one network."""
     data = load(recipe.data, validation=recipe.validation)
     torch.set_num_threads(recipe.threads or 1)
     with tempfile.TemporaryDirectory() as folder:
@@ -97,27 +99,38 @@ def lines(name: str, recipe: Recipe, method: Method, steps: int) -> Iterator[str
             begun = Times.now()
             save_checkpoint(network, path, identity="benchmark", log={"epochs": [], "rounds": []})
             seconds.append(Times.now().since(begun))
-        updates, save = -(-len(data.train.y) // recipe.dense.batch), median(seconds)
-        epoch = Times(update.wall * updates, update.cpu * updates)
-        many = max(1.0, epoch.wall / EVERY)
-        yield f"{name}: {len(seconds)} checkpoints, an epoch extrapolated from {steps} updates"
-        yield f"  one checkpoint           {1000 * save.wall:9.1f} ms      CPU {1000 * save.cpu:.1f} ms"
-        yield f"  one epoch                {epoch.wall:9.1f} s       CPU {epoch.cpu:.1f} s"
-        yield f"  one as share of an epoch {save.wall / epoch.wall:9.3%}       CPU {save.cpu / epoch.cpu:.3%}"
-        yield f"  {many:.1f} an epoch, every {EVERY:g} s {many * save.wall / epoch.wall:10.3%}"
+        updates = -(-len(data.train.y) // recipe.dense.batch)
         found, _ = newest(path)
         assert found is not None
-        bits = sum(mask.numel() for mask in found.content["topology"]["masks"].values()) / 8
         topology = found.content["topology"]
         counters = [value for memory in topology["state"].values() for value in memory.values()]
-        before = {"ages": topology["births"].values(), "counters": counters}
-        for part, size in sizes(path).items():
-            beside = f"   {size / bits:.3f} x bit-packed ({bits:,.0f})" if part == "masks" else ""
-            if part in before and size:
-                beside = f"   {sum(tensor.nbytes for tensor in before[part]):,} before compression"
-            yield f"  {part:24s} {size:9,d} bytes{beside}"
-        again = median([seconds_to_resume(recipe, method, Path(folder)) for _ in range(3)])
-        yield f"  to go on, data read      {again.wall:9.2f} s       CPU {again.cpu:.2f} s"
+        return {
+            "network": name, "steps": steps, "save": median(seconds)._asdict(),
+            "epoch": Times(update.wall * updates, update.cpu * updates)._asdict(),
+            "again": median([seconds_to_resume(recipe, method, Path(folder)) for _ in range(3)])._asdict(),
+            "bytes": sizes(path), "bits": sum(mask.numel() for mask in topology["masks"].values()) / 8,
+            "uncompressed": {
+                "ages": sum(births.nbytes for births in topology["births"].values()),
+                "counters": sum(value.nbytes for value in counters),
+            },
+        }  # fmt: skip
+
+
+def lines(row: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what there is to say of one network."""
+    save, epoch, again = row["save"], row["epoch"], row["again"]
+    many = max(1.0, epoch["wall"] / EVERY)
+    yield f"{row['network']}: {REPEATS} checkpoints, an epoch extrapolated from {row['steps']} updates"
+    yield f"  one checkpoint           {1000 * save['wall']:9.1f} ms      CPU {1000 * save['cpu']:.1f} ms"
+    yield f"  one epoch                {epoch['wall']:9.1f} s       CPU {epoch['cpu']:.1f} s"
+    yield f"  one as share of an epoch {save['wall'] / epoch['wall']:9.3%}       CPU {save['cpu'] / epoch['cpu']:.3%}"
+    yield f"  {many:.1f} an epoch, every {EVERY:g} s {many * save['wall'] / epoch['wall']:10.3%}"
+    for part, size in row["bytes"].items():
+        beside = f"   {size / row['bits']:.3f} x bit-packed ({row['bits']:,.0f})" if part == "masks" else ""
+        if part in row["uncompressed"] and size:
+            beside = f"   {row['uncompressed'][part]:,} before compression"
+        yield f"  {part:24s} {size:9,d} bytes{beside}"
+    yield f"  to go on, data read      {again['wall']:9.2f} s       CPU {again['cpu']:.2f} s"
 
 
 def median(times: list[Times]) -> Times:
@@ -127,10 +140,14 @@ def median(times: list[Times]) -> Times:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100)
-    steps = parser.parse_args().steps
+    parser.add_argument("--out", type=Path, help="write the figures there, as JSON")
+    options = parser.parse_args()
+    rows = []
     for name, (recipe, method) in NETWORKS.items():
-        for line in lines(name, load_recipe(find_recipe(recipe)), method, steps):
-            print(line, flush=True)
+        rows.append(measured(name, load_recipe(find_recipe(recipe)), method, options.steps))
+        print(*lines(rows[-1]), sep="\n", flush=True)
+    if options.out:
+        options.out.write_text(json.dumps({**environment(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

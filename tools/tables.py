@@ -116,6 +116,18 @@ def size_cells(row: dict[str, Any]) -> dict[str, str]:
     }  # fmt: skip
 
 
+def checkpoints(path: Path) -> str:
+    """Return the table of what a checkpoint costs."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return table_of([{
+        "network": row["network"], "one checkpoint": f"{1000 * row['save']['wall']:.0f} ms",
+        "share of an epoch": f"{100 * row['save']['wall'] / row['epoch']['wall']:.2f} %",
+        "masks, beside bit-packed": f"{row['bytes']['masks'] / row['bits']:.3f} x",
+        "ages, counters": f"{row['bytes']['ages']:,}, {row['bytes']['counters']:,} bytes",
+        "going on, data read": f"{row['again']['wall']:.2f} s",
+    } for row in rows], ("network",))  # fmt: skip
+
+
 GROWTH = {
     "strategic": "strategic_synthesis-lenet_300_100-short", "random": "random_growth-lenet_300_100-random-short",
     "gradient": "gradient_growth-lenet_300_100-gradient-short",
@@ -206,6 +218,7 @@ def documents(groups: dict[str, list[Result]], found: Mapping[Task, Sequence[Lev
         (docs / "results.md", similarity(BENCHMARKS / "similarity.json"), markers("similarity")),
         (docs / "fast.md", engine(BENCHMARKS / "engine.json"), ENGINE),
         (docs / "small.md", size(BENCHMARKS / "size.json"), markers("size")),
+        (docs / "resume.md", checkpoints(BENCHMARKS / "checkpoint.json"), markers("checkpoints")),
         (docs / "compare.md", comparison(found), markers("comparison")),
         (docs / "which.md", answers(found, results), markers("answers")),
     ]
@@ -215,16 +228,12 @@ def documents(groups: dict[str, list[Result]], found: Mapping[Task, Sequence[Lev
     return texts
 
 
-AWAITED = ("resume.md",)
-"""Documents whose figures a benchmark prints, and nobody has recorded yet."""
-
-
 def wrong(wanted: Mapping[Path, str]) -> list[str]:
     """Return what is wrong with the documents, a sentence each."""
     old = [path for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
     said = [f"{path.relative_to(ROOT)}: not the tables of the records; `make tables` writes them" for path in old]
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        for first in typed(path.read_text(encoding="utf-8")) if path.name not in AWAITED else ():
+        for first in typed(path.read_text(encoding="utf-8")):
             said.append(f"{path.relative_to(ROOT)}: typed by hand, record its figures and write it here: {first}")
     return said
 

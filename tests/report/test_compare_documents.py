@@ -59,8 +59,7 @@ def test_figures_of_similarity_are_means_over_seeds(tool: dict[str, Any], tmp_pa
 
 def test_no_table_of_figures_in_the_documents_is_typed_by_hand(tool: dict[str, Any]) -> None:
     documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    found = {path.name for path in documents for _ in tool["typed"](path.read_text(encoding="utf-8"))}
-    assert found == set(tool["AWAITED"]) & {path.name for path in documents}
+    assert not [path.name for path in documents for _ in tool["typed"](path.read_text(encoding="utf-8"))]
 
 
 def test_the_commands_in_the_document_take_the_options_it_names() -> None:
