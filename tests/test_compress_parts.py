@@ -85,3 +85,11 @@ def test_what_can_be_read_once_is_kept_and_judged_again_and_again():
     for _ in range(2):
         assert sum(len(y) for _, y in feed.batches(0, torch.device("cpu"))) == 64
     assert isinstance(feed.given, list)
+
+
+def test_an_epoch_counts_the_batches_it_has_and_leaves_out_a_single_last_sample():
+    x, y = torch.zeros(129, 2), torch.zeros(129, dtype=torch.long)
+    for batch, sizes in ((128, [128]), (64, [64, 64]), (43, [43, 43, 43]), (1, [1] * 129)):
+        feed = training_feed((x, y), batch, 0)
+        assert [len(part) for _, part in feed.batches(0, torch.device("cpu"))] == sizes
+        assert feed.length == len(sizes)

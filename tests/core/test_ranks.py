@@ -18,6 +18,7 @@ from synaptree.methods import build
 from synaptree.signals.gradients import mean_gradients
 from synaptree.testing.together import in_processes, sharded
 from synaptree.testing.toys import DENSE, TIED, dyadic
+from synaptree.train.health import check
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes are forked")
 
@@ -282,3 +283,50 @@ def _fails(rank):
     assert torch.equal(dyadic(1), dyadic(1))
     if rank == 1:
         raise ZeroDivisionError
+
+
+def _is_refused_whole(rank):
+    model = DistributedDataParallel(DENSE.model())
+    _, attached = trained(model, "set", density=0.5, every=2)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    state = attached.state_dict()
+    if rank == 1:
+        state["topology"]["masks"]["0.weight"].logical_not_()
+    with pytest.raises(RankError):
+        attached.load_state_dict(state)
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+def test_a_checkpoint_that_differs_between_processes_changes_nothing():
+    in_processes(2, _is_refused_whole)
+
+
+def _says_much(_):
+    raise AssertionError("x" * 200_000)
+
+
+def test_a_process_may_say_more_than_a_pipe_holds():
+    with pytest.raises(AssertionError, match="xxxx"):
+        in_processes(1, _says_much)
+
+
+def _late_in_one(rank):
+    ranks = Ranks(nn.Linear(2, 1))
+    ranks.add_up({"a": {"samples": 1}}, steady=True)
+    with pytest.raises(DataError, match="have not agreed on"):
+        ranks.add_up({"b" if rank else "a": {"samples": 1}}, steady=True)
+
+
+def test_a_layer_that_comes_late_in_one_process_is_an_error_in_all():
+    in_processes(2, _late_in_one)
+
+
+def _is_looked_after(_):
+    model = sharded(DENSE.model())
+    optimizer, attached = trained(model, "set", density=0.5, every=1)
+    update(model, optimizer, DENSE.inputs)
+    assert check(model, attached.topology, optimizer=optimizer) == []
+
+
+def test_the_guards_look_at_a_sharded_model():
+    in_processes(2, _is_looked_after)

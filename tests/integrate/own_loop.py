@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from synaptree import Attached, attach, build
 from synaptree.core.layer import parameters_of
 from synaptree.core.ranks import whole
-from synaptree.integrate.sharded import load_sharded, save_sharded
+from synaptree.integrate.sharded import load_sharded, save_sharded, sharded_exists
 from synaptree.testing.golden import golden_path, read_golden
 from synaptree.testing.together import sharded
 from synaptree.testing.toys import CONVOLUTIONAL as TOY
@@ -58,7 +58,7 @@ def main(kind: str, name: str, folder: Path, updates: int, die_at: int) -> None:
         if step % 3 == 0:
             save_sharded(latest, *whose)
 
-    restore = partial(load_sharded, latest) if latest.exists() else None
+    restore = partial(load_sharded, latest) if sharded_exists(latest) else None
     x, targets = TOY.inputs.chunk(size)[rank], TOY.targets.chunk(size)[rank]
     attached = developed(model, x, targets, name, updates, restore, after)
     (folder / f"rank{rank}.json").write_text(json.dumps(outcome(attached)))

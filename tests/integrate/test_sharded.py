@@ -14,7 +14,8 @@ from torch import distributed
 
 from synaptree import attach, build
 from synaptree.core.errors import CheckpointError
-from synaptree.integrate.sharded import load_sharded, save_sharded
+from synaptree.core.ranks import whole
+from synaptree.integrate.sharded import load_sharded, save_sharded, sharded_exists
 from synaptree.testing.together import in_processes, sharded
 
 SCRIPT = Path(__file__).with_name("own_loop.py")
@@ -66,6 +67,25 @@ def _refuses(_, folder):
     with pytest.raises(CheckpointError, match=r"written under the method set.*attached is rigl"):
         load_sharded(folder, *second)
     load_sharded(folder, *first)
+    save_sharded(f"{folder}/", *first)  # a slash at the end is the same folder
+    assert sharded_exists(folder)
+    distributed.barrier()
+    if distributed.get_rank() == 0:  # a kill after the old one made way and before the new one took its place
+        folder.replace(folder.with_name("latest.before"))
+    distributed.barrier()
+    assert sharded_exists(folder)
+    load_sharded(folder, *first)
+    save_sharded(folder, *first)
+    assert not folder.with_name("latest.partial").exists()
+    for part in folder.glob("*.distcp"):
+        part.write_bytes(b"damaged")
+    weights = [whole(parameter.detach()) for parameter in first[0].parameters()]
+    distributed.barrier()
+    with pytest.raises(CheckpointError, match="cannot be read into"):
+        load_sharded(folder, *first)
+    again = [whole(parameter.detach()) for parameter in first[0].parameters()]
+    assert all(torch.equal(one, other) for one, other in zip(weights, again, strict=True))
+    save_sharded(folder, *first)
     (folder / "synaptree.safetensors").unlink(missing_ok=True)
     distributed.barrier()
     with pytest.raises(CheckpointError, match="the checkpoint holds no masks"):

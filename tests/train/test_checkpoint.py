@@ -269,3 +269,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return [[repr(key), _plain(item)] for key, item in value.items()]
     return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def test_texts_that_look_like_marks_and_numbers_come_back_as_they_were(tmp_path):
+    odd = {"#1": {"$tensor": "a", "'b": [1]}, 2: "two", "plain": {"#-3": None}}
+    network = Network(nn.Linear(2, 1))
+    save_checkpoint(network, tmp_path / "checkpoint", identity="run", log=odd)
+    assert dict(read_checkpoint(tmp_path / "checkpoint").content["log"]) == odd

@@ -91,12 +91,14 @@ def run(
     """
     from synaptree.cli.run import carry_out
     from synaptree.recipe import find_recipe, load_recipe
+    from synaptree.train import together
 
     loaded = load_recipe(find_recipe(recipe), changes or ())
-    carry_out(
-        loaded, out or Path("runs") / loaded.method / loaded.name, data=data, seeds=seeds, record=record, fresh=fresh,
-        resume=resume, every=every, all_rounds=all_rounds, track=track or (),
-    )  # fmt: skip
+    with together.joined():
+        carry_out(
+            loaded, out or Path("runs") / loaded.method / loaded.name, data=data, seeds=seeds, record=record,
+            fresh=fresh, resume=resume, every=every, all_rounds=all_rounds, track=track or (),
+        )  # fmt: skip
 
 
 @app.command()

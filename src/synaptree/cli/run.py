@@ -70,7 +70,6 @@ def carry_out(
         OptionError: there is nothing to go on from, or it should both be gone on from and forgotten.
         typer.Exit: with status 130 or 143, when a signal asked to stop; a checkpoint is left.
     """
-    together.join()
     console = Console(quiet=not together.first())
     wanted, tracking = runs(recipe, out, seeds), Tracking(track, out, fresh=fresh)
     if resume:

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from synaptree.compression.clock import Clock, Progress, Stopped, clock_of
 from synaptree.compression.ending import CODINGS, Packed, packed, size_of, timing_of
@@ -120,6 +120,7 @@ def compress(
         (True, torch.Size([256, 2]))
     """
     _require_options(values, batch)
+    _require_alone()
     _warm_up()
     clock = clock_of(budget, stop)
     judge = Judge.of(validation_feed(val_data, train_data), metric, max_drop)
@@ -299,6 +300,14 @@ def _epoch_seconds(trainer: Trainer, model: nn.Module) -> float:
 def _warm_up() -> None:
     """Have torch import what the first optimizer of a process imports; that takes seconds and is no training."""
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+
+
+def _require_alone() -> None:
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        raise OptionError(
+            f"compress runs in one process, and there are {distributed.get_world_size()} that train together; "
+            "call it in a program of its own"
+        )
 
 
 def _require_options(values: str, batch: int) -> None:

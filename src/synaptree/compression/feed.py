@@ -75,7 +75,7 @@ def training_feed(data: Any, batch: int, seed: int) -> Feed:
     what = "training data"
     if _is_pair(data):
         x, y = _tensors(data, what)
-        return Feed(what, data, lambda epoch: _shuffled(x, y, batch, seed, epoch), -(-len(y) // batch))
+        return Feed(what, data, lambda epoch: _shuffled(x, y, batch, seed, epoch), len([*_parts(len(y), batch)]))
     if _is_map(data):
         order = torch.Generator().manual_seed(seed)
         data = DataLoader(data, batch, shuffle=True, generator=order)
@@ -150,9 +150,15 @@ def _tensors(pair: Any, what: str) -> tuple[Tensor, Tensor]:
 
 def _shuffled(x: Tensor, y: Tensor, batch: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     order = torch.randperm(len(y), generator=seeded(seed, epoch)).to(y.device)
-    for part in order.split(batch) if len(y) else ():
-        if len(part) > 1 or len(y) == 1:  # no batch norm learns from one sample
-            yield x[part.to(x.device)], y[part]
+    for part in _parts(len(y), batch):
+        yield x[order[part].to(x.device)], y[order[part]]
+
+
+def _parts(samples: int, batch: int) -> Iterator[slice]:
+    """Yield where batches lie; a last one of a single sample is left out, from which no batch norm learns."""
+    for first in range(0, samples, batch):
+        if min(batch, samples - first) > 1 or batch == 1 or samples == 1:
+            yield slice(first, first + batch)
 
 
 def _form(thing: object) -> str:

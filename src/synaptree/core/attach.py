@@ -91,7 +91,6 @@ def attach(
             topology.cover(layers, method.granularity, biases=method.biases)
         attached = Attached(model, optimizer, method, topology, layers, Ranks(model, group))
         try:
-            attached.ranks.require_equal(topology)
             if fresh and method is not None and method.start is not None:
                 with torch.no_grad(), attached.whole():
                     method.start(attached)
@@ -118,6 +117,7 @@ class Attached:
         layers: tuple[Layer, ...], ranks: Ranks,
     ) -> None:  # fmt: skip
         self.model, self.method, self.topology, self.layers, self.ranks = model, method, topology, layers, ranks
+        ranks.require_equal(topology)
         self._trained = model  # `model` may be a whole copy of it during an edit
         self.last: Delta | None = None
         self._parameters = self._free_parameters()
@@ -148,9 +148,9 @@ class Attached:
                 "LBFGS changes weights many times within one step(), out of reach of step hooks; "
                 "use an optimizer that makes one update per step"
             )
-        held = {id(p) for group in inner.param_groups for p in group["params"]}
+        trains = {id(p) for group in inner.param_groups for p in group["params"]}
         trained = {name: p for name, p in self._parameters.items() if p.requires_grad}
-        if trained and not any(id(p) in held for p in trained.values()):
+        if trained and not any(id(p) in trains for p in trained.values()):
             raise AttachError(f"the optimizer holds none of the masked parameters ({', '.join([*trained][:3])}, ...)")
         _let_go(self._probe, self._hooks)
         self._optimizer = ref(inner)
@@ -193,10 +193,10 @@ class Attached:
             )
         with self.topology.restored_on_error():
             self.topology.load_state_dict(state.get("topology", {}))
+            self.ranks.require_equal(self.topology)
             self._start_signals()
             self._refresh()
             self.topology.apply(self.model)
-            self.ranks.require_equal(self.topology)
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -361,7 +361,7 @@ def _let_go(probe: Probe, hooks: list[Any]) -> None:
 
 def _taste(inputs: list[Tensor], model: nn.Module, given: tuple[Any, ...]) -> None:
     """Keep a sample of what flows into the model."""
-    if model.training and given and isinstance(given[0], Tensor):
+    if model.training and given and isinstance(given[0], Tensor) and len(given[0]):
         inputs[:] = [given[0][:1].detach().clone()]  # a view would keep the batch
 
 

@@ -49,6 +49,7 @@ class Ranks:
         if distributed.is_available() and distributed.is_initialized():
             self.group = group or _group_of(model) or distributed.group.WORLD
         self.size = 1 if self.group is None else distributed.get_world_size(self.group)
+        self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
     def add_up(self, sums: Sums, *, steady: bool = False) -> Sums:
         """Return the sums over all processes; where one saw nothing its share is 0.
@@ -68,17 +69,19 @@ class Ranks:
             self._layout = self._agreed(shapes)
         if not self._layout:
             return sums
-        if late := set(shapes) - set(self._layout):
-            raise DataError(
-                f"layers saw data of a kind that the processes have not agreed on: {sorted(late)}; let the first "
-                "update of every process go through all layers, with inputs of one size"
-            )
+        late = sorted(set(shapes) - set(self._layout))
         parts = [torch.as_tensor(sums.get(la, {}).get(stat, torch.zeros(shape))) for la, stat, shape in self._layout]
+        parts.append(torch.tensor([len(late)]))  # all of them learn of it: an error in one alone leaves others waiting
         flat = torch.cat([part.to(self._device, torch.float64).flatten() for part in parts])
         with reached(self.size):
             distributed.all_reduce(flat, group=self.group)
+        if flat[-1]:
+            raise DataError(
+                f"layers saw data of a kind that the processes have not agreed on: {late or 'in another process'}; let "
+                "the first update of every process go through all layers, with inputs of one size"
+            )
         total: Sums = {layer: {} for layer in sums}
-        for (layer, stat, shape), part in zip(self._layout, flat.split([p.numel() for p in parts]), strict=True):
+        for (layer, stat, shape), part in zip(self._layout, flat.split([p.numel() for p in parts]), strict=False):
             total.setdefault(layer, {})[stat] = int(part) if stat == "samples" else part.view(shape)
         return {layer: stats if stats.get("samples", 1) else {} for layer, stats in total.items()}
 
@@ -92,10 +95,6 @@ class Ranks:
             distributed.all_reduce(largest, distributed.ReduceOp.MAX, group=self.group)
         if int(largest[0]) != -int(largest[1]):
             raise RankError(self._difference(topology))
-
-    @property
-    def _device(self) -> torch.device:
-        return torch.device("cuda" if distributed.get_backend(self.group) == "nccl" else "cpu")
 
     def _gather(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.size

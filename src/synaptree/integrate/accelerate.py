@@ -1,6 +1,7 @@
 """Accelerate: `attach` for an `Accelerator`, whose `save_state` and `load_state` then carry the topology."""
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -73,8 +74,10 @@ def _saving(known: dict[str, Attached], here: bool) -> Any:
 def _loading(known: dict[str, Attached]) -> Any:
     def load(models: Any, folder: str) -> None:  # noqa: ARG001 - Accelerate's hook
         states = {name: read_state(_file(folder, name)) for name in known}
-        for name, attached in known.items():
-            attached.load_state_dict(states[name])
+        with ExitStack() as undo:  # where one is refused, all are as before
+            for name, attached in known.items():
+                undo.enter_context(attached.topology.restored_on_error(*attached.model.parameters()))
+                attached.load_state_dict(states[name])
 
     return load
 

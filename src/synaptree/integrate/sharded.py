@@ -11,7 +11,7 @@ from synaptree.core.attach import Attached
 from synaptree.core.errors import CheckpointError
 from synaptree.integrate.state import read_state, write_state
 
-__all__ = ["load_sharded", "save_sharded"]
+__all__ = ["load_sharded", "save_sharded", "sharded_exists"]
 
 _TOPOLOGY = "synaptree.safetensors"
 
@@ -19,7 +19,8 @@ _TOPOLOGY = "synaptree.safetensors"
 def save_sharded(folder: str | Path, model: nn.Module, optimizer: Optimizer, attached: Attached) -> None:
     """Write model, optimizer and topology of processes that train together into a folder they share.
 
-    All processes call it at the same update. The folder is replaced only when the new one is complete.
+    All processes call it at the same update. The folder before takes the name `FOLDER.before` when the new one is
+    complete, and goes when that has taken its place, so that one of the two can be loaded at any moment.
 
     Args:
         folder: on a file system all processes see.
@@ -29,7 +30,8 @@ def save_sharded(folder: str | Path, model: nn.Module, optimizer: Optimizer, att
     """
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    folder, partial = Path(folder), Path(f"{folder}.partial")
+    folder = Path(folder)
+    partial, before = _beside(folder, "partial"), _beside(folder, "before")
     state = _state(model, optimizer, attached)
     if distributed.get_rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
@@ -38,8 +40,11 @@ def save_sharded(folder: str | Path, model: nn.Module, optimizer: Optimizer, att
     distributed.barrier()
     save(state, checkpoint_id=partial)
     if distributed.get_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(before, ignore_errors=True)
+            folder.replace(before)
         partial.replace(folder)
+        shutil.rmtree(before, ignore_errors=True)
     distributed.barrier()
 
 
@@ -47,29 +52,45 @@ def load_sharded(folder: str | Path, model: nn.Module, optimizer: Optimizer, att
     """Take over what `save_sharded` wrote, in any number of processes.
 
     Args:
-        folder: that it was written to.
+        folder: that it was written to; where a kill left only the one before it, that is taken.
         model: as it was when saving, sharded over the processes there are now.
         optimizer: of its parameters.
         attached: what `attach` returned for the two, with the same method.
 
     Raises:
-        CheckpointError: the folder holds no complete checkpoint, one without masks, or of another model or method.
+        CheckpointError: the folder holds no complete checkpoint, one without masks, or of another model or method; then
+            nothing is changed. Where a part is damaged, topology and weights are as before, the optimizer may not be.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict import set_state_dict
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    folder = Path(folder)
-    if not (folder / ".metadata").exists():
+    found = next((place for place in (Path(folder), _beside(Path(folder), "before")) if _complete(place)), None)
+    if found is None:
         raise CheckpointError(f"{folder}: holds no complete sharded checkpoint; give the folder of `save_sharded`")
-    topology = read_state(folder / _TOPOLOGY)
+    topology = read_state(found / _TOPOLOGY)
     state = _state(model, optimizer, attached)
-    attached.load_state_dict(topology)  # refuses a stranger before anything else is changed
-    try:
-        load(state, checkpoint_id=folder)
-    except Exception as error:
-        raise CheckpointError(f"{folder}: cannot be read into {type(model).__name__}: {error}") from error
+    with attached.topology.restored_on_error(*model.parameters()):
+        attached.load_state_dict(topology)  # refuses a stranger before anything else is read
+        try:
+            load(state, checkpoint_id=found)
+        except (Exception, CheckpointException) as error:  # which is none
+            raise CheckpointError(f"{found}: cannot be read into {type(model).__name__}: {error}") from error
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     attached.topology.apply(model)
+
+
+def sharded_exists(folder: str | Path) -> bool:
+    """Return whether there is a checkpoint to go on from, also where a kill left only the one before."""
+    return any(_complete(place) for place in (Path(folder), _beside(Path(folder), "before")))
+
+
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f"{folder.name}.{what}")
+
+
+def _complete(folder: Path) -> bool:
+    return (folder / ".metadata").exists()
 
 
 def _state(model: nn.Module, optimizer: Optimizer, attached: Attached) -> dict[str, Any]:

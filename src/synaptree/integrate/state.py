@@ -12,6 +12,7 @@ from synaptree.core.attach import Attached, attach
 from synaptree.core.errors import CheckpointError
 from synaptree.core.layer import layers_of, parameters_of
 from synaptree.core.method import Method
+from synaptree.core.ranks import whole
 from synaptree.core.topology import Topology
 
 __all__ = ["attach_from", "check_weights", "read_state", "write_state"]
@@ -63,7 +64,7 @@ def check_weights(state: Mapping[str, Any], model: nn.Module, where: str | Path)
     """
     masks = state.get("topology", {}).get("masks", {})
     for name, parameter in parameters_of(model).items():
-        if name in masks and bool(parameter.detach().masked_fill(masks[name].to(parameter.device), 0.0).any()):
+        if name in masks and bool(whole(parameter.detach()).masked_fill(masks[name].to(parameter.device), 0.0).any()):
             raise CheckpointError(
                 f"{where}: {name} has weights that are not 0 where the checkpoint has no connections: "
                 "it belongs to other weights than those that were loaded"

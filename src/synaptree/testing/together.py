@@ -1,8 +1,9 @@
 """The checks of methods in several processes that train together, on exactly summable data."""
 
 import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from importlib import import_module
 from multiprocessing import get_context
@@ -44,13 +45,18 @@ def in_processes(count: int, work: Callable[..., None], *args: Any) -> None:
         processes = [fork.Process(target=_work, args=(rank, count, store, said, work, args)) for rank in range(count)]
         for process in processes:
             process.start()
-        for process in processes:
-            process.join()
-    complaints = []
-    while not said.empty():
-        complaints.append(said.get())
+        complaints = list(_heard(processes, said))
     codes = [process.exitcode for process in processes]
     require(not any(codes), "\n".join([*complaints, f"exit codes of the {count} processes: {codes}"]))
+
+
+def _heard(processes: list[Any], said: Any) -> Iterator[str]:
+    """Yield what the processes say until all have ended; a pipe that nobody reads would hold them up."""
+    while any(process.is_alive() for process in processes) or not said.empty():
+        if said.empty():
+            processes[0].join(0.01) if processes[0].is_alive() else time.sleep(0.01)
+        else:
+            yield said.get()
 
 
 def _work(rank: int, count: int, store: str, said: Any, work: Callable[..., None], args: tuple[Any, ...]) -> None:

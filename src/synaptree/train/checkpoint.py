@@ -324,7 +324,7 @@ def _flatten(value: Any, path: str, tensors: Weights) -> Any:
         tensors[path], entry = _small(value)
         return {_TENSOR: path} | entry
     if isinstance(value, Mapping):
-        keys = {key: f"#{key}" if isinstance(key, int) else str(key) for key in value}
+        keys = {key: f"#{key}" if isinstance(key, int) else _told_apart(str(key)) for key in value}
         return {keys[key]: _flatten(item, f"{path}/{keys[key]}".lstrip("/"), tensors) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_flatten(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
@@ -336,10 +336,19 @@ def _unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, dict):
         if _TENSOR in value:
             return _whole(tensors[value[_TENSOR]], value)
-        return {int(key[1:]) if _NUMBER.fullmatch(key) else key: _unflatten(v, tensors) for key, v in value.items()}
+        return {_key(key): _unflatten(item, tensors) for key, item in value.items()}
     if isinstance(value, list):
         return [_unflatten(item, tensors) for item in value]
     return value
+
+
+def _told_apart(key: str) -> str:
+    """Return a text that is taken neither for a number nor for the mark of a tensor."""
+    return f"'{key}" if key[:1] in ("#", "$", "'") else key
+
+
+def _key(text: str) -> int | str:
+    return int(text[1:]) if _NUMBER.fullmatch(text) else text.removeprefix("'")
 
 
 def _small(tensor: Tensor) -> tuple[Tensor, dict[str, Any]]:

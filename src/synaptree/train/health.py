@@ -13,6 +13,7 @@ from synaptree.core.attach import inner_optimizer
 from synaptree.core.errors import OptionError
 from synaptree.core.layer import layers_of, parameters_of, unwrapped
 from synaptree.core.method import Method
+from synaptree.core.ranks import made_whole
 from synaptree.core.schedule import as_schedule
 from synaptree.core.topology import Topology
 from synaptree.graph.flow import needed
@@ -120,10 +121,11 @@ def check(
         ['not_zero']
     """
     limits = limits or Limits()
-    found = [
-        *_lost(topology, limits), *_flow(graph, topology), *_density(model, topology, method, exclude, limits),
-        *_written(model, topology), *_infinite(model), *_untrained(model, topology, optimizer),
-    ]  # fmt: skip
+    with made_whole(model) as whole:
+        found = [
+            *_lost(topology, limits), *_flow(graph, topology), *_density(whole, topology, method, exclude, limits),
+            *_written(whole, topology), *_infinite(whole), *_untrained(model, topology, optimizer),
+        ]  # fmt: skip
     at = topology.step if step is None else step
     return [Finding(kind, where, shape, numbers, at, text) for kind, where, shape, numbers, text in found]
 

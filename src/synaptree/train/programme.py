@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synaptree.artifact.interchange import load_into, read_tensors, save_sparse, write_tensors
-from synaptree.core.errors import AttachError, CheckpointError, NumericError, OptionError
+from synaptree.core.errors import AttachError, CheckpointError, NumericError, OptionError, RankError
 from synaptree.core.layer import layers_of
 from synaptree.core.method import Method
 from synaptree.core.oneshot import prune
@@ -323,6 +323,8 @@ class Measure:
             for step, weights in network.kept.items() if network.round == 0 else ():
                 write_tensors(around.kept_file(step), weights, {})
         together.wait()
+        if not file.exists():
+            raise RankError(f"{file} was written by another process and is not here; give --out a folder all share")
         around.log["rounds"].append({
             "round": network.round, "stage": self.name, "born": born, "died": died,
             "ages": age_quartiles(topology),
@@ -419,6 +421,11 @@ class _Saving:
         """Go on from the last whole checkpoint, if there is any."""
         around, network = self.around, self.network
         found, damage = newest(around.checkpoint)
+        if not together.same((found and found.step, damage)):
+            raise RankError(
+                f"{around.folder}: processes that train together see different checkpoints there; give them an --out "
+                "folder that all of them share"
+            )
         if found is None:
             return
         found.require(self.identity)

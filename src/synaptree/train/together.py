@@ -4,7 +4,8 @@ In a single process all of this does nothing.
 """
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.nn.functional as F
@@ -12,29 +13,32 @@ from torch import Tensor, distributed, nn
 
 from synaptree.core.errors import OptionError
 
-__all__ = ["anyone", "first", "join", "leave", "mean", "mean_loss", "part", "same_buffers", "size", "wait"]
+__all__ = [
+    "anyone", "first", "joined", "mean", "mean_loss", "part", "same",
+    "same_buffers", "size", "wait",
+]
 
 
-def join() -> None:
-    """Become one of the processes that torchrun started; alone, stay alone.
+@contextmanager
+def joined() -> Iterator[None]:
+    """Be one of the processes that torchrun started, for as long as the block lasts; alone, stay alone.
 
     Raises:
         OptionError: torchrun's environment says that there are others, but they cannot be reached.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not distributed.is_available() or distributed.is_initialized():
+        yield
         return
     try:
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        distributed.init_process_group("gloo")  # recipes run on processors
     except (RuntimeError, ValueError) as error:
         raise OptionError(
             f"WORLD_SIZE = {os.environ['WORLD_SIZE']} says that other processes train too, but they cannot be reached "
             f"({error}); start with torchrun, or unset WORLD_SIZE"
         ) from error
-
-
-def leave() -> None:
-    """Let go of the other processes."""
-    if distributed.is_available() and distributed.is_initialized():
+    try:
+        yield
+    finally:
         with suppress(RuntimeError):  # one that is gone already
             distributed.destroy_process_group()
 
@@ -56,8 +60,8 @@ def wait() -> None:
 
 
 def part(values: Tensor) -> Tensor:
-    """Return this process's share of the samples of a batch."""
-    return values if size() == 1 else values[distributed.get_rank() :: size()]
+    """Return this process's share of the samples of a batch; of a batch too small for two each, all of it."""
+    return values[distributed.get_rank() :: size()] if _shared(len(values)) else values
 
 
 def mean_loss(outputs: Tensor, y: Tensor, samples: int) -> Tensor:
@@ -68,9 +72,21 @@ def mean_loss(outputs: Tensor, y: Tensor, samples: int) -> Tensor:
         y: its classes, `(n,)`.
         samples: in the whole batch.
     """
-    if size() == 1:
+    if not _shared(samples):
         return F.cross_entropy(outputs, y)
     return F.cross_entropy(outputs, y, reduction="sum") * (size() / samples)
+
+
+def _shared(samples: int) -> bool:
+    return 1 < size() <= samples // 2  # no batch norm learns from one sample
+
+
+def same(seen: object) -> bool:
+    """Return whether all processes see the same, by its text."""
+    seen_by_all: list[str] = [""] * size()
+    if size() > 1:
+        distributed.all_gather_object(seen_by_all, str(seen))
+    return len(set(seen_by_all)) == 1
 
 
 def mean(value: float) -> float:
@@ -90,7 +106,6 @@ def same_buffers(model: nn.Module) -> None:
 
 
 def _reduced(value: float, how: distributed.ReduceOp.RedOpType) -> float:
-    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    number = torch.tensor([value], dtype=torch.float64, device=device)
+    number = torch.tensor([value], dtype=torch.float64)
     distributed.all_reduce(number, how)
     return float(number)

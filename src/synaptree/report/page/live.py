@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -57,7 +58,7 @@ class LiveServer(ThreadingHTTPServer):
     def _page(self) -> Page:
         try:
             return page(self.places, margins=self.margins)
-        except SynaptreeError as error:
+        except (OSError, SynaptreeError) as error:
             return notice(f"Nothing to show yet: {error}")
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -67,7 +68,11 @@ class LiveServer(ThreadingHTTPServer):
 def _stamp(places: Iterable[Path]) -> str:
     """Return a text that is another as soon as a file of a run is."""
     files = [file for place in places for file in ([place] if place.is_file() else _told(place))]
-    states = [(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in sorted(files) if file.exists()]
+    states = []
+    for file in sorted(files):
+        with suppress(FileNotFoundError):  # a run takes it away as it ends
+            found = file.stat()
+            states.append((file.name, found.st_mtime_ns, found.st_size))
     return format(hash(tuple(states)), "x")
 
 
