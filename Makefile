@@ -11,10 +11,10 @@ demo: $(VENV)/ready
 	$(BIN)/synaptree run demo --out runs/demo
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --durations=12
 
 test-integrations: $(VENV)/integrations
-	$(BIN)/python -m pytest tests/integrations
+	$(BIN)/python -m pytest --durations=8 tests/integrations src/synaptree/integrate
 
 style: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """What all tests share: names in doctests, one thread, one seed, and patience with slow machines."""
 
 import os
+from importlib.util import find_spec
 
 # read when torch is imported: threads that spin while they wait starve a busy neighbour
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -14,9 +15,12 @@ from torch import nn
 
 # In tests, calls within the library are checked against their type hints; an int may stand for a float, as in PEP 484.
 # Left out: what tests call with wrong types on purpose, and modules that torch.fx traces with stand-ins.
-CHECKED = ("artifact", "core.allocate", "core.layer", "core.probe", "core.signal", "core.structure", "core.topology",
-           "graph", "train.network")  # fmt: skip
+CHECKED = ("artifact", "core.layer", "core.probe", "core.signal", "core.topology", "graph", "rules.allocate",
+           "rules.structure", "train.network")  # fmt: skip
 beartype_packages(tuple(f"synaptree.{name}" for name in CHECKED), conf=BeartypeConf(is_pep484_tower=True))
+
+# its example is run by `make test-integrations`, which installs the library
+collect_ignore = [] if find_spec("tensorboard") else ["src/synaptree/integrate/tensorboard.py"]
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("patient", deadline=None, max_examples=50)

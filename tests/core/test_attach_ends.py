@@ -13,8 +13,10 @@ from torch import nn
 from synaptree.core.attach import attach
 from synaptree.core.errors import AttachError, OptionError, ShapeError
 from synaptree.core.layer import layers_of
+from synaptree.core.oneshot import prune
 from synaptree.core.schedule import Every, Never
 from synaptree.core.topology import Topology
+from synaptree.methods import build
 
 
 @pytest.mark.parametrize("leave", ["detach", "finish"])
@@ -170,3 +172,14 @@ def test_a_model_that_cannot_be_pruned_is_refused():
     with pytest.raises(ShapeError, match=r"0.weight: .* Linear has no such parameter"):
         attach(nn.Linear(4, 3), optimizer, topology=half(model))
     assert not optimizer._optimizer_step_post_hooks
+
+
+@pytest.mark.parametrize(("model", "method", "complaint"), [
+    ("model", build("magnitude"), "wanted a torch module to act on, got str"),
+    (nn.Linear(2, 1), "rigl", r"wanted a Method, got 'rigl' of type str: build one"),
+])  # fmt: skip
+def test_what_is_no_model_or_no_method_is_refused_in_words(model, method, complaint):
+    with pytest.raises(AttachError, match=complaint):
+        prune(model, method)
+    with pytest.raises(AttachError, match=complaint):
+        attach(model, None, method)

@@ -17,6 +17,7 @@ from synaptree.core.method import Method
 from synaptree.core.probe import mean_abs_input
 from synaptree.core.schedule import Every
 from synaptree.core.signal import Signal, gradient, magnitude, stateless
+from synaptree.methods import build
 from synaptree.rules.density import Density
 
 ADAMW = partial(torch.optim.AdamW, lr=0.1, weight_decay=0.1)
@@ -443,6 +444,7 @@ class TestWatching:
                 torch.compiler.reset()
             return compiled
 
+        torch.compiler.reset()  # what others compiled of the same classes knows of no hooks
         whole, seen = self.seen(self.run(self.plainly)), self.seen(self.run(self.plainly), first=compiled)
         for key, value in whole[0].items():
             torch.testing.assert_close(seen[0][key], value)
@@ -493,3 +495,25 @@ def test_gradients_grow_connections_alike_where_they_are_accumulated_or_recomput
         assert digest == seen[0][0]
         assert len(grads) == len(seen[0][1]) == 6
         assert all(torch.equal(one, other) for one, other in zip(grads, seen[0][1], strict=True))
+
+
+@pytest.mark.parametrize("name", ["rigl", "dynamic_synaptic"])
+def test_a_step_that_only_makes_the_state_of_an_optimizer_is_none(name):
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    model = network()
+    optimizer = ADAMW(model.parameters())
+    attached = attach(model, optimizer, build(name))
+    before = attached.topology.digest()
+    get_state_dict(model, optimizer)  # makes one with zero gradients and a rate of 0
+    assert attached.topology.step == 0
+    assert attached.topology.digest() == before
+
+
+def test_a_step_at_a_rate_of_0_counts_where_there_are_gradients():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    attached = attach(model, optimizer, exchange(Every(2)))
+    backward(model)
+    optimizer.step()
+    assert attached.topology.step == 1

@@ -432,7 +432,7 @@ def test_an_option_at_its_default_is_refused_in_a_file_and_left_out_by_the_write
 
 
 @pytest.mark.parametrize(("entry", "message"), [
-    (Entry.of("a b", numbers(3)), "name 'a b': wanted parts of letters"),
+    (Entry.of("a b", numbers(3)), "name 'a b': wanted parts of a-z"),
     (Entry.of("w", numbers(3), values="fp64"), "w: unknown dtype 'float32' or coding of values 'fp64'"),
     (Entry.of("w", numbers(3), dtype="complex64"), "w: unknown dtype 'complex64'"),
     (Entry.of("w", np.arange(3), values="raw", dtype="float32"), "w: values of float32 coded as raw"),

@@ -82,3 +82,13 @@ def test_random_numbers_are_left_out_where_the_model_does_not_take_them():
 def test_an_example_the_model_does_not_take_is_refused():
     with pytest.raises(GraphError, match=r"example of shape \(1, 2\)"):
         Proof(nn.Linear(3, 1), X)
+
+
+def test_an_example_or_a_model_with_nan_proves_nothing():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    with pytest.raises(NumericError, match=r"the example, of shape \(1, 2\), holds NaN or infinity"):
+        Proof(model, torch.tensor([[1.0, torch.nan]]))
+    with torch.no_grad():
+        model[0].bias[0] = torch.nan
+    with pytest.raises(NumericError, match=r"an output of the model on the example, of shape \(1, 1\), holds NaN"):
+        Proof(model, torch.ones(1, 2))

@@ -327,3 +327,10 @@ def test_results_recorded_before_there_were_guards_still_read(around):
     new = Result.model_validate_json(json.dumps(old | {"health": around.log["health"]}))
     assert new.health[0].where == "fc2"
     assert Result.model_validate_json(new.model_dump_json()) == new
+
+
+def test_statistics_of_a_batch_norm_that_are_not_finite_are_found():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    model[1].running_var.fill_(torch.nan)
+    (finding,) = check(model, prune(model, build("magnitude", density=0.5)))
+    assert (finding.kind, finding.where) == ("not_finite", "1.running_var")

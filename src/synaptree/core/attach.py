@@ -14,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from synaptree.core.errors import AttachError, CheckpointError
 from synaptree.core.layer import Layer, layers_of, modules_of, unwrapped
-from synaptree.core.method import Method, Site
+from synaptree.core.method import Method, Site, require_method
 from synaptree.core.probe import Hook, Probe
 from synaptree.core.ranks import Ranks, held, held_part, made_whole, whole
 from synaptree.core.rule import Group, Part
@@ -76,6 +76,7 @@ def attach(
         >>> attached.finish().step
         3
     """
+    require_method(model, method)
     if method is None and topology is None:
         raise AttachError("attach wants a method, a topology whose masks to keep, or both; got neither")
     topology = Topology(seed) if topology is None else topology
@@ -256,6 +257,8 @@ class Attached:
         if overflow is not None and float(overflow) > 0:
             self._probe.take()
             return
+        if _rehearsed(optimizer):
+            return
         self.topology.step += 1
         if self._masked:
             # as integers: infinity and NaN times 0 would be NaN, their bits times 0 are +0.0
@@ -351,6 +354,14 @@ def forget(optimizer: Optimizer | None, parameter: nn.Parameter, born: Tensor) -
 def one_pass(site: Site) -> None:
     """Edit the topology by one pass of the method's rule over all layers."""
     site.edit(site.masks())
+
+
+def _rehearsed(optimizer: Optimizer) -> bool:
+    """Say whether nothing was learned: torch makes such a step to have an optimizer's state before the first."""
+    if any(float(group["lr"]) for group in optimizer.param_groups):
+        return False
+    grads = (p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
+    return not any(bool(whole(grad).any()) for grad in grads)
 
 
 def _let_go(probe: Probe, hooks: list[Any]) -> None:

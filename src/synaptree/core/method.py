@@ -9,7 +9,7 @@ from typing import Any, Literal, ParamSpec, Protocol, Union, get_args, get_origi
 
 from torch import Tensor, nn
 
-from synaptree.core.errors import OptionError, unknown
+from synaptree.core.errors import AttachError, OptionError, unknown
 from synaptree.core.layer import Layer, mask_shape
 from synaptree.core.probe import Reduction
 from synaptree.core.rule import Rule
@@ -17,7 +17,7 @@ from synaptree.core.schedule import Never
 from synaptree.core.signal import Signal
 from synaptree.core.topology import Delta, Topology
 
-__all__ = ["METHODS", "Method", "Site", "build", "method"]
+__all__ = ["METHODS", "Method", "Site", "build", "method", "require_method"]
 
 P = ParamSpec("P")
 
@@ -96,6 +96,16 @@ class Method:
 
     def __repr__(self) -> str:
         return f"{self.name or 'Method'}({', '.join(f'{key}={value!r}' for key, value in self.options.items())})"
+
+
+def require_method(model: object, method: object) -> None:
+    """Raise an AttachError unless they are a module and a method, or None in the place of the method."""
+    if not isinstance(model, nn.Module):
+        raise AttachError(f"wanted a torch module to act on, got {type(model).__name__}: the model comes first")
+    if method is not None and not isinstance(method, Method):
+        raise AttachError(
+            f"wanted a Method, got {method!r} of type {type(method).__name__}: build one, as synaptree.build('rigl')"
+        )
 
 
 METHODS: dict[str, Callable[..., Method]] = {}

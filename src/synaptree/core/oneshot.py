@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from synaptree.core.attach import groups_of, one_pass, views_of
 from synaptree.core.errors import AttachError, DataError, NumericError, SynaptreeError
 from synaptree.core.layer import Layer, layers_of
-from synaptree.core.method import Method
+from synaptree.core.method import Method, require_method
 from synaptree.core.probe import Probe, Reduction
 from synaptree.core.ranks import Ranks, made_whole
 from synaptree.core.topology import Delta, Topology
@@ -59,6 +59,7 @@ def prune(
         >>> model.weight.tolist()
         [[1.0, 1.0, 0.0, 0.0]]
     """
+    require_method(model, method)
     ranks = Ranks(model, group)
     layers = layers_of(model, method.granularity, include, exclude)
     if "gradient" in method.needs and gradients is None:

@@ -121,8 +121,9 @@ class Ranks:
         named = [f"{name} (rank {', '.join(map(str, ranks))} from rank 0)" for name, ranks in differ.items() if ranks]
         return (
             f"the {self.size} processes that train together differ after update {topology.step}: {', '.join(named)}; "
-            "attach the same method with the same seed and topology in all of them, let nobody edit masks in one "
-            "alone, and go on from the last checkpoint"
+            "wrap the model in DistributedDataParallel or fully_shard before attaching, attach the same method with "
+            "the same seed and topology in all of them, let nobody edit masks in one alone, and go on from the last "
+            "checkpoint"
         )
 
 

@@ -109,8 +109,8 @@ def check_name(name: str) -> None:
     """
     if len(name) > NAME_BYTES or name.count(".") >= NAME_PARTS or not _DOTTED.fullmatch(name):
         raise FormatError(
-            f"name {name[:NAME_BYTES]!r}: wanted parts of letters, digits, _ and -, joined by dots, at most "
-            f"{NAME_PARTS} of them and {NAME_BYTES} bytes"
+            f"name {name[:NAME_BYTES]!r}: wanted parts of a-z, A-Z, 0-9, _ and -, joined by dots, at most {NAME_PARTS} "
+            f"of them and {NAME_BYTES} bytes; rename the module"
         )
 
 

@@ -9,7 +9,7 @@ from synaptree.core.errors import CheckpointError
 from synaptree.core.method import Method
 from synaptree.core.topology import Topology
 from synaptree.integrate import optional
-from synaptree.integrate.state import attach_from, check_weights, read_state, write_state
+from synaptree.integrate.state import attach_from, check_weights, read_state, require_task, write_state
 
 __all__ = ["FILE", "Synaptree"]
 
@@ -43,7 +43,8 @@ class Synaptree(_TrainerCallback):
 
     Raises:
         OptionError: transformers is not installed.
-        AttachError: when training starts: see `attach`.
+        AttachError: neither a method nor a topology is given, or what is given is none; when training starts: see
+            `attach`.
         CheckpointError: when training starts: the checkpoint holds no masks, or those of another model, method or
             moment.
     """
@@ -53,6 +54,7 @@ class Synaptree(_TrainerCallback):
         exclude: Iterable[str] = (), seed: int = 0, resume_from: str | Path | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        require_task(method, topology)
         self.method, self.include, self.exclude, self.resume_from = method, include, exclude, resume_from
         self.topology = Topology(seed) if topology is None else topology
         self.attached: Attached | None = None

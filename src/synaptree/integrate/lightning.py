@@ -8,7 +8,7 @@ from synaptree.core.errors import CheckpointError
 from synaptree.core.method import Method
 from synaptree.core.topology import Topology
 from synaptree.integrate import optional
-from synaptree.integrate.state import attach_from
+from synaptree.integrate.state import attach_from, require_task
 
 __all__ = ["Synaptree"]
 
@@ -37,7 +37,8 @@ class Synaptree(_Callback):
 
     Raises:
         OptionError: Lightning is not installed.
-        AttachError: when training starts: see `attach`.
+        AttachError: neither a method nor a topology is given, or what is given is none; when training starts: see
+            `attach`.
         CheckpointError: when training starts: the checkpoint holds no masks, or those of another model or method.
     """
 
@@ -46,6 +47,7 @@ class Synaptree(_Callback):
         exclude: Iterable[str] = (), seed: int = 0, optimizer: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
+        require_task(method, topology)
         self.method, self.include, self.exclude, self.optimizer = method, include, exclude, optimizer
         self.topology = Topology(seed) if topology is None else topology
         self.attached: Attached | None = None

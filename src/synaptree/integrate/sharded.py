@@ -32,7 +32,7 @@ def save_sharded(folder: str | Path, model: nn.Module, optimizer: Optimizer, att
 
     folder = Path(folder)
     partial, before = _beside(folder, "partial"), _beside(folder, "before")
-    state = _state(model, optimizer, attached)
+    state = _state(model, optimizer)
     if distributed.get_rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -69,7 +69,7 @@ def load_sharded(folder: str | Path, model: nn.Module, optimizer: Optimizer, att
     if found is None:
         raise CheckpointError(f"{folder}: holds no complete sharded checkpoint; give the folder of `save_sharded`")
     topology = read_state(found / _TOPOLOGY)
-    state = _state(model, optimizer, attached)
+    state = _state(model, optimizer)
     with attached.topology.restored_on_error(*model.parameters()):
         attached.load_state_dict(topology)  # refuses a stranger before anything else is read
         try:
@@ -93,12 +93,9 @@ def _complete(folder: Path) -> bool:
     return (folder / ".metadata").exists()
 
 
-def _state(model: nn.Module, optimizer: Optimizer, attached: Attached) -> dict[str, Any]:
+def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """Return what the processes hold of model and optimizer."""
     from torch.distributed.checkpoint.state_dict import get_state_dict
 
-    before = attached.state_dict()
     weights, moments = get_state_dict(model, optimizer)
-    if attached.topology.step != before["topology"]["step"]:  # it makes an empty step where there are no moments yet
-        attached.load_state_dict(before)
     return {"model": weights, "optimizer": moments}

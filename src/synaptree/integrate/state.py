@@ -9,13 +9,13 @@ from torch.optim import Optimizer
 
 from synaptree.artifact.interchange import read_tensors, write_tensors
 from synaptree.core.attach import Attached, attach
-from synaptree.core.errors import CheckpointError
+from synaptree.core.errors import AttachError, CheckpointError
 from synaptree.core.layer import layers_of, parameters_of
-from synaptree.core.method import Method
+from synaptree.core.method import Method, require_method
 from synaptree.core.ranks import whole
 from synaptree.core.topology import Topology
 
-__all__ = ["attach_from", "check_weights", "read_state", "write_state"]
+__all__ = ["attach_from", "check_weights", "read_state", "require_task", "write_state"]
 
 _FORMAT = "synaptree state 1"
 
@@ -54,6 +54,13 @@ def attach_from(
             attached.detach()
             raise
     return attached
+
+
+def require_task(method: object, topology: object) -> None:
+    """Raise an AttachError where there is neither a method nor a topology whose masks to keep."""
+    require_method(nn.Identity(), method)
+    if method is None and topology is None:
+        raise AttachError("wanted a method, a topology whose masks to keep, or both; got neither")
 
 
 def check_weights(state: Mapping[str, Any], model: nn.Module, where: str | Path) -> None:

@@ -32,6 +32,7 @@ class Proof:
         inputs: what the model is run on.
 
     Raises:
+        NumericError: the example is not finite, or an output is NaN.
         GraphError: the model does not run on the example, or something in it is called "training" or the like.
 
     Example:
@@ -42,12 +43,15 @@ class Proof:
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         require_own_names(model)
+        _require_numbers(example, "the example")
         self.inputs = [example]
         try:
             self._wanted = _leaves(model, [example])
         except Exception as error:
             shape = tuple(example.shape)
             raise GraphError(f"the model does not run on an example of shape {shape}: {reason(error)}") from error
+        for output in self._wanted:
+            _require_numbers(output, "an output of the model on the example", infinite=True)
         if example.is_floating_point():
             rng = torch.Generator().manual_seed(0)
             numbers = torch.randn(example.shape, generator=rng).to(example.device, example.dtype)
@@ -94,6 +98,15 @@ class Proof:
             return unknown
         pairs = zip(wide, self._wanted, strict=True)
         return [_size(one.double() - other.double()) if _is_narrow(other) else None for one, other in pairs]
+
+
+def _require_numbers(leaf: object, what: str, infinite: bool = False) -> None:
+    """Raise a NumericError for NaN, beside which nothing is proved."""
+    if isinstance(leaf, Tensor) and bool(leaf.isnan().any() if infinite else not leaf.isfinite().all()):
+        raise NumericError(
+            f"{what}, of shape {tuple(leaf.shape)}, holds NaN{'' if infinite else ' or infinity'}; give an example "
+            "such as the model was trained on, and a model whose weights are finite"
+        )
 
 
 def require_own_names(model: nn.Module) -> None:

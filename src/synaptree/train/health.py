@@ -283,12 +283,13 @@ def _written(model: nn.Module, topology: Topology) -> Iterator[_Found]:
 
 
 def _infinite(model: nn.Module) -> Iterator[_Found]:
-    for name, parameter in parameters_of(model).items():
+    buffers = {name: buffer for name, buffer in unwrapped(model).named_buffers() if buffer.is_floating_point()}
+    for name, parameter in {**parameters_of(model), **buffers}.items():
         if bool(parameter.sum().isfinite()) or (wrong := int((~parameter.isfinite()).sum())) == 0:
             continue
         shape = tuple(parameter.shape)
         yield "not_finite", name, shape, {"not_finite": wrong, "weights": parameter.numel()}, (
-            f"{name} of shape {shape}: {wrong:,} of {parameter.numel():,} weights are NaN or infinite; go back to the "
+            f"{name} of shape {shape}: {wrong:,} of {parameter.numel():,} numbers are NaN or infinite; go back to the "
             "last checkpoint that was well, and train with a smaller lr or clipped gradients"
         )
 
