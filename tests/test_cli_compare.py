@@ -69,8 +69,8 @@ def test_without_results_it_says_what_is_missing_and_how_to_run_it() -> None:
     assert result.exit_code == 2
     assert f"no result files in results or runs for {GROUP}; --run makes them" in result.stderr
     said = lines(result.stdout)
-    assert "magnitude/tiny: 2 of 2 runs, 8 epochs, about 4 min by its own figure" in said
-    assert "nnrelief/tiny: 4 of 4 runs, 12 epochs, about 6 min by its own figure" in said
+    assert "magnitude/tiny: missing 2 of 2 runs, 8 epochs, about 4 min by its own figure" in said
+    assert "nnrelief/tiny: missing 4 of 4 runs, 12 epochs, about 6 min by its own figure" in said
     assert not any("tiny-full" in line for line in said)
     assert f"synaptree compare {GROUP} --run # about 10 min in all" in said
 
@@ -88,14 +88,14 @@ def test_what_is_missing_is_run_once_recorded_and_compared() -> None:
     assert "  random*" in text
     assert "magnitude tiny*" in text
     assert f"picture: runs/compare/{GROUP}.png" in text
-    assert "no results yet" not in text
+    assert "runs without a result" not in text
     files = {path.name: path.stat().st_mtime_ns for path in Path("results").glob("*.json")}
     assert len(files) == 6
     again = run_all()
     assert {path.name: path.stat().st_mtime_ns for path in Path("results").glob("*.json")} == files
     assert "epochs, about" not in again
     assert "synaptree compare" not in again
-    assert "tiny-full: 1 of 1 runs" in shows("compare", GROUP, "--full", "--seed", 5)
+    assert "tiny-full: missing 1 of 1 runs" in shows("compare", GROUP, "--full", "--seed", 5)
 
 
 @pytest.mark.slow
@@ -133,8 +133,8 @@ def test_data_that_is_not_there_fails_once_for_a_recipe() -> None:
     assert result.exit_code == 1
     assert result.stderr.count("failed: magnitude/letters") == 1
     assert "about 10 %" in result.stdout
-    assert "magnitude/letters: 2 of 2 runs" not in result.stdout
-    assert "magnitude/letters: 1 of 1 runs" in result.stdout
+    assert "magnitude/letters: missing 2 of 2 runs" not in result.stdout
+    assert "magnitude/letters: missing 1 of 1 runs" in result.stdout
 
 
 def test_a_signal_stops_it_and_the_same_command_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +171,14 @@ def test_the_same_is_printed_as_markdown_json_and_answers() -> None:
     assert "ask for one of them" in fails("compare", "--json", "--which")
     assert "page.html: " in shows("compare", GROUP, "--html", "page.html")
     assert "magnitude" in Path("page.html").read_text()
+
+
+@pytest.mark.usefixtures("_ran")
+def test_pictures_are_drawn_where_they_are_asked_for_and_it_is_said_where() -> None:
+    assert "picture" not in shows("compare", GROUP, "--out", "networks")
+    assert not Path("networks").exists()
+    assert f"picture: networks/compare/{GROUP}.png" in shows("compare", GROUP, "--out", "networks", "--picture")
+    assert Path("networks", "compare", f"{GROUP}.png").is_file()
 
 
 @pytest.mark.usefixtures("_ran")

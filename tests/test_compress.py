@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import synaptree
 from synaptree.artifact.syn import load, load_into
+from synaptree.compression.feed import validation_feed
+from synaptree.compression.judge import Judge
 from synaptree.core.errors import AttachError, DataError, NumericError, OptionError
 from synaptree.train import data
 
@@ -241,6 +243,12 @@ X, Y = torch.randn(20, 8), torch.zeros(20, dtype=torch.long)
     (_of(method="nest"), OptionError, "'nest' has no option that brings a network to a density"),
     (_of(values="int4"), OptionError, "unknown coding of values 'int4'"),
     (_of(batch=0), OptionError, "batch = 0"),
+    (_of(val=(torch.where(torch.arange(20)[:, None] == 7, torch.nan, X), Y)), DataError,
+     "batch 0 of the validation data has inputs that are not finite, the first in its sample 7"),
+    (_of(val=[(X, Y), (X / 0, Y)], metric=lambda *_: 1.0, max_drop=1), DataError, "batch 1 of the validation data"),
+    (_of(model="m"), OptionError, "model = 'm': wanted a torch.nn.Module, got a str"),
+    (_of(model=nn.ReLU), OptionError, "got the class ReLU: call it"),
+    (_of(train=(X / 0, Y), val=(X, Y)), NumericError, "inputs or labels of its batch are not finite"),
     (_of(metric=lambda *_: "good", max_drop=1), OptionError, "metric gave 'good', a str: wanted one number"),
     (_of(metric=lambda *_: 1.0), OptionError, "max_drop is missing"),
     (_of(metric=lambda *_: float("nan"), max_drop=1), NumericError, "the metric of the dense network is nan"),
@@ -267,6 +275,114 @@ def test_a_budget_too_short_for_an_epoch_says_how_long_one_takes_and_changes_not
     with pytest.raises(OptionError, match=r"An epoch takes .* s, .* nothing was changed"):
         quick(large, train, val, budget=1, out=tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+class Breaking(nn.Module):
+    """Gives outputs that are not finite outside training, once a weight is dead."""
+
+    def __init__(self, bad: float) -> None:
+        super().__init__()
+        self.layer, self.bad = nn.Linear(8, 2), bad
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        dead = not self.training and bool((self.layer.weight == 0).any())
+        return y.where(torch.arange(2) > 0, self.bad) if dead else y
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_network_whose_outputs_are_not_finite_is_a_try_that_was_not_kept(bad, toy):
+    _, train, val = toy
+    found = quick(Breaking(bad), train, val, trained=True, max_drop=100, budget="8 epochs")
+    assert found.report.tries
+    for one in found.report.tries:
+        assert not one.kept
+        assert one.why == "its outputs on the validation data are not finite"
+        assert np.isnan(one.value)
+    assert found.report.after.weights == found.report.before.weights
+
+
+def test_a_model_whose_outputs_are_not_finite_is_refused(toy, tmp_path):
+    model, train, val = toy
+    nn.init.constant_(model[0].bias, float("nan"))
+    with pytest.raises(NumericError, match="the outputs of the model on the validation data are not finite"):
+        quick(model, train, val, out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_class_that_is_ruled_out_by_minus_infinity_can_be_judged(toy):
+    _, _, val = toy
+    judge = Judge.of(validation_feed(val, None), None, None)
+    model = nn.Linear(8, 3)
+    with torch.no_grad():
+        model.bias[2] = -float("inf")
+    assert 0 <= judge(model) <= 100
+
+
+def test_a_metric_that_becomes_infinite_is_never_good_enough(toy):
+    judge = Judge.of(validation_feed(toy[2], None), lambda *_: 1.0, 0.5)
+    assert [judge.accepts(value, 1.0) for value in (1.0, 0.5, 0.4, float("inf"), float("nan"))] == [
+        True, True, False, False, False,
+    ]  # fmt: skip
+
+
+def test_a_network_that_does_not_learn_in_the_budget_is_refused_and_nothing_is_written(toy, tmp_path):
+    _, (x, y), (x_val, y_val) = toy
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
+
+    def unlearning(outputs: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, 1 - labels)
+
+    with pytest.raises(OptionError, match=r"did not learn in this budget: .* most frequent class.* larger budget"):
+        quick(model, (x, y), (x_val, y_val), loss=unlearning, trained=False, max_drop=3, out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_called_trained_that_knows_nothing_is_compressed_with_a_warning(toy):
+    model, train, val = toy
+    nn.init.zeros_(model[2].weight)
+    nn.init.zeros_(model[2].bias)
+    found = quick(model, train, val, trained=True, budget="2 epochs")
+    assert found.report.words[0].startswith("the model was said to be trained, but its accuracy of ")
+
+
+def exact(model: nn.Module, worth: float):
+    """Return a metric that is 1 for the weights a model has now, and `worth` for all others."""
+    wanted = model[0].weight.detach().clone()
+    return lambda network, _: 1.0 if torch.equal(network[0].weight, wanted) else worth
+
+
+def test_weights_that_fp16_cannot_say_are_stored_as_fp32(toy):
+    model, train, val = toy
+    with torch.no_grad():
+        model[0].weight *= 1e6
+    found = quick(model, train, val, metric=exact(model, 0.0), max_drop=0.5, budget="2 epochs")
+    assert found.report.values == "fp32"
+
+
+def test_a_metric_that_is_not_finite_as_stored_is_refused_and_an_older_file_stays(toy, tmp_path):
+    model, train, val = toy
+    (tmp_path / "network.syn").write_bytes(b"older")
+    with pytest.raises(NumericError, match=r"stored as int8 .* not finite .*values='fp32'"):
+        quick(
+            model, train, val, metric=exact(model, float("nan")), max_drop=0.5, values="int8", out=tmp_path,
+            budget="2 epochs",
+        )  # fmt: skip
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"older"]
+
+
+def test_a_loss_that_is_not_finite_says_when_and_what_to_try(toy):
+    _, train, val = toy
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
+    calls = iter(range(10**9))
+
+    def breaking(outputs: Tensor, labels: Tensor) -> Tensor:
+        loss = nn.functional.cross_entropy(outputs, labels)
+        return loss if next(calls) < 30 else loss * float("nan")
+
+    said = r"dense network was trained, the loss became nan at update \d+ \(epoch [1-9]\); try a smaller learning rate"
+    with pytest.raises(NumericError, match=said):
+        quick(model, train, val, loss=breaking, trained=False)
 
 
 def test_a_training_that_goes_astray_is_a_try_that_was_not_kept(toy):

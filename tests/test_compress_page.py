@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from commands import call, fails, shows
 
+from synaptree.cli.compress import brought
 from synaptree.compression.ways import steerable
+from synaptree.core.errors import OptionError
 
 PAGE = (Path(__file__).parents[1] / "docs" / "compress.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, flags=re.DOTALL)
@@ -30,7 +32,21 @@ def with_data():
 
 def number():
     return 3
+
+def raising():
+    return [][0]
+
+def wanting(width):
+    return nn.Linear(width, 2)
+
+NETWORK = network()
 """
+
+
+BROKEN = {
+    "broken": "\n1 / 0\n", "ending": "import sys\nsys.exit(1)\n", "crooked": "def network(:\n",
+    "needing": "import not_there\n", "lacking": "import os\nos.nothing_such\n",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -85,11 +101,33 @@ def test_a_network_of_the_zoo_is_judged_once_on_the_test_set_at_the_end(mine):  
     (("MINE:with_data", "--data", "digits"), "brings its own data"),
     (("MINE:number",), "returned (int): wanted a model, or (model, train_data, val_data)"),
     (("MINE:nothing",), "its_module has no nothing"),
+    (("MINE:raising",), "MINE:raising raised IndexError: list index out of range (its_module.py, line 18)"),
+    (("MINE:wanting",), "MINE:wanting is called without arguments: missing a required argument: 'width'"),
+    (("MINE:NETWORK",), "MINE:NETWORK is a Sequential and no function: wanted a function that returns the model"),
+    (("MINE:MINE",), "MINE has no MINE"),
+    (("MINE:__name__",), "MINE:__name__ is a str and no function"),
+    (("MINE:",), "MINE:: wanted MODULE:FUNCTION"),
+    ((":network",), ":network: wanted MODULE:FUNCTION"),
+    (("broken:network",), "broken cannot be imported, ZeroDivisionError: division by zero (broken.py, line 2)"),
+    (("ending:network",), "ending:network: ending cannot be imported, SystemExit: 1"),
+    (("crooked:network",), "crooked:network: crooked cannot be imported, SyntaxError: "),
+    (("needing:network",), "needing cannot be imported, ModuleNotFoundError: No module named 'not_there'"),
+    (("lacking:network",), "lacking cannot be imported, AttributeError: "),
     (("no_such_module:network",), "there is no module no_such_module"),
     (("MINE:with_data", "--budget", "soon"), "budget = 'soon'"),
     (("MINE:with_data", "--max-drop", "-1"), "max_drop = -1.0"),
     (("MINE:with_data", "--method", "nest"), "no option that brings a network to a density"),
 ])  # fmt: skip
 def test_what_the_command_cannot_work_with_is_said_in_a_sentence(mine, words, said):
-    assert said in fails("compress", *(word.replace("MINE", mine) for word in words))
+    for name, code in BROKEN.items():
+        Path(f"{name}.py").write_text(code)
+    written = fails("compress", *(word.replace("MINE", mine, 1) for word in words))
+    assert said.replace("MINE", mine, 1) in written
+    assert "Traceback" not in written
     assert not Path("runs").exists()
+
+
+def test_an_error_in_a_function_of_the_users_stays_the_cause_of_what_is_said(mine):
+    with pytest.raises(OptionError) as caught:
+        brought(f"{mine}:raising")
+    assert isinstance(caught.value.__cause__, IndexError)

@@ -6,6 +6,8 @@ from torch import nn
 
 from synaptree.compression.clock import Clock, Progress, seconds_of
 from synaptree.compression.feed import training_feed, validation_feed
+from synaptree.compression.judge import Judge
+from synaptree.compression.report import Size, Timing, TimingRow, outcome
 from synaptree.compression.training import Trainer
 from synaptree.compression.ways import Task, steerable, ways, weights_alive
 from synaptree.core.errors import OptionError
@@ -93,3 +95,18 @@ def test_an_epoch_counts_the_batches_it_has_and_leaves_out_a_single_last_sample(
         feed = training_feed((x, y), batch, 0)
         assert [len(part) for _, part in feed.batches(0, torch.device("cpu"))] == sizes
         assert feed.length == len(sizes)
+
+
+@pytest.mark.parametrize(("dense", "said"), [
+    ({"torch": 50.0}, "25.0 times as fast as torch, the fastest dense runtime that was timed; the engine takes 2.0 µs"),
+    ({"torch": 50.0, "onnxruntime": 8.0}, "25.0 times as fast as torch, 4.0 times as fast as onnxruntime, the fastest"),
+    ({"onnxruntime": 8.0}, "4.0 times as fast as onnxruntime, the fastest dense runtime that was timed"),
+    ({"torch": 50.0, "onnxruntime": 1.5}, "no gain in speed here, because the engine takes 2.0 µs"),
+])  # fmt: skip
+def test_a_report_says_what_the_engine_is_faster_than(dense, said):
+    rows = [TimingRow(1, name, net, time) for name, time in dense.items() for net in ("before", "compressed")]
+    timing = Timing((TimingRow(1, "engine", "compressed", 2.0), *rows))
+    judge = Judge.of(validation_feed((X, Y), None), None, None)
+    sizes = Size(10, 10, 40, None, 90.0), Size(5, 5, 20, None, 90.0)
+    [speed] = [line for line in outcome("accuracy", *sizes, (), judge, (), timing, "") if line.startswith("batch")]
+    assert speed.startswith(f"batch 1: {said}")

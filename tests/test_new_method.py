@@ -17,6 +17,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 def _registry_as_before():
     before = dict(METHODS)
     yield
+    sys.modules.pop("my_rule", None)
     METHODS.clear()
     METHODS.update(before)
 
@@ -58,7 +59,10 @@ def test_the_golden_edit_of_a_new_method_comes_out(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "complaint"), [
-    ("rigl", "a method is called 'rigl' already"), ("My-Rule", "cannot be the name"), ("lambda", "cannot be the name"),
+    ("rigl", "a method is called 'rigl' already"), ("My-Rule", "cannot be the name"),
+    ("lambda", "it is a word of Python itself"),
+    ("ünï", "letters from a to z"), ("torch", "a Python module is called so"), ("json", "a Python module is called so"),
+    ("__main__", "a Python module is called so"),
 ])  # fmt: skip
 def test_a_name_that_will_not_do_is_refused(tmp_path, name, complaint):
     assert complaint in fails("new-method", name, "--in", tmp_path)
@@ -73,6 +77,19 @@ def test_files_that_are_there_are_left_alone(tmp_path):
 
 def test_a_file_to_import_that_is_not_there_is_named():
     assert "--import missing.py: wanted a Python file" in fails("--import", "missing.py", "methods")
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("x = 1\nraise RuntimeError('boom')\n", "line 2: RuntimeError: boom"),
+    ("x = (\n", "SyntaxError: '(' was never closed"),
+    ("import no_such_module\n", "line 1: ModuleNotFoundError: No module named 'no_such_module'"),
+])  # fmt: skip
+def test_a_file_to_import_that_raises_is_told_in_one_sentence(tmp_path, text, said):
+    (tmp_path / "boom_rule.py").write_text(text)
+    error = fails("--import", tmp_path / "boom_rule.py", "methods")
+    assert error.startswith(f"error: --import {tmp_path / 'boom_rule.py'}: {said}")
+    assert len(error.splitlines()) == 1
+    assert "boom_rule" not in sys.modules
 
 
 def test_methods_of_installed_plug_ins_are_registered(tmp_path):

@@ -137,6 +137,8 @@ def test_overrides_win_and_do_not_rename_what_they_leave_alone(tmp_path):
         (["dense.lr=-1"], r"dense.lr: .*greater than 0"),
         (["retrain.lr=-1"], r"lr: .*greater than 0"),
         (["dense.batch"], r"wanted key=value"),
+        (["seeds=[-1]"], r"seeds.0: .*greater than or equal to 0, got -1"),
+        (["seeds=[9223372036854775808]"], r"seeds.0: "),
     ],
 )
 def test_what_a_recipe_gets_wrong_is_named(tmp_path, change, message):

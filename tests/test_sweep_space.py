@@ -7,6 +7,7 @@ import pytest
 from commands import fails
 from recorded import a_result, a_round
 
+from synaptree.cli.sweep import command_with_controls
 from synaptree.core.errors import OptionError
 from synaptree.recipe import find_recipe, load_recipe
 from synaptree.sweep import Candidate, Trial, best, candidates, front, load_space, recipe_text, sweep, trials
@@ -232,3 +233,12 @@ def test_the_command_refuses_what_fits_no_recipe_in_a_sentence(recipe, tmp_path)
     said = fails("sweep", recipe, "--space", tmp_path / "space.toml", "--out", tmp_path / "out")
     assert "did you mean 'dense.lr'" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_for_the_controls_has_the_seeds_the_data_and_the_imports_of_the_sweep(recipe: Path) -> None:
+    trial = Trial({}, load_recipe(recipe))
+    assert command_with_controls(trial, Path("out")) == "synaptree run out/trials/tiny.toml --out out"
+    given = command_with_controls(trial, Path("out"), seeds=[7, 8], data=Path("my data"), imports=[Path("mine.py")])
+    assert given == (
+        "synaptree --import mine.py run out/trials/tiny.toml --out out --seed 7 --seed 8 --data 'my data'"
+    )

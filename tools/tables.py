@@ -128,6 +128,27 @@ def checkpoints(path: Path) -> str:
     } for row in rows], ("network",))  # fmt: skip
 
 
+def compressions(path: Path) -> str:
+    """Return the table of what `compress` found in a given time, and where that was measured."""
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    rows = sorted(recorded["rows"], key=lambda row: (row["case"], row["seed"]))
+    table = table_of([compression_cells(row) for row in rows], ("network, data",))
+    hardware, torch = recorded["hardware"], recorded["versions"]["torch"]
+    return f"{table}\n{hardware['cpu']}, {hardware['cores']} cores, {recorded['threads']} thread; torch {torch}.\n"
+
+
+def compression_cells(row: dict[str, Any]) -> dict[str, str]:
+    """Return a row of that table."""
+    validation, test = (f"{row[of + '_before']:.2f} -> {row[of + '_after']:.2f}" for of in ("validation", "test"))
+    return {
+        "network, data": f"{row['model']}, {row['case']}", "seed": str(row["seed"]), "budget": row["budget"],
+        "seconds (processor)": f"{row['seconds']:.0f} ({row['processor_seconds']:.0f})",
+        "weights": f"{row['weights']:,}", "left": f"{row['left']:,}", "times fewer": f"{row['times']:.0f}",
+        "file, bytes": f"{row['file']:,} ({row['values']})", "validation %": validation, "test %": test,
+        "engine, µs": f"{row['engine_us']:.1f}", "fastest dense, µs": f"{row['dense_us']:.1f} ({row['dense']})",
+    }  # fmt: skip
+
+
 GROWTH = {
     "strategic": "strategic_synthesis-lenet_300_100-short", "random": "random_growth-lenet_300_100-random-short",
     "gradient": "gradient_growth-lenet_300_100-gradient-short",
@@ -219,6 +240,7 @@ def documents(groups: dict[str, list[Result]], found: Mapping[Task, Sequence[Lev
         (docs / "fast.md", engine(BENCHMARKS / "engine.json"), ENGINE),
         (docs / "small.md", size(BENCHMARKS / "size.json"), markers("size")),
         (docs / "resume.md", checkpoints(BENCHMARKS / "checkpoint.json"), markers("checkpoints")),
+        (docs / "compress.md", compressions(BENCHMARKS / "compress.json"), markers("compressions")),
         (docs / "compare.md", comparison(found), markers("comparison")),
         (docs / "which.md", answers(found, results), markers("answers")),
     ]

@@ -21,6 +21,7 @@ from synaptree.recipe import Recipe
 from synaptree.results import PROGRESS, Result, Round, config_hash, environment, read, write, write_progress
 from synaptree.stages import programme_stages
 from synaptree.train import together, zoo
+from synaptree.train.alone import alone_in
 from synaptree.train.checkpoint import BEFORE, CHECKPOINT, remove, remove_partial, whereabouts
 from synaptree.train.data import Dataset, load
 from synaptree.train.growth import Grow, PruneUntil
@@ -139,6 +140,9 @@ class Run:
             watch: told what happens: `(stage, epoch log or None)`.
             say: told, in a sentence, what a person should know.
             every: seconds between checkpoints.
+
+        Raises:
+            OptionError: another process is at work in the run's folder, or model, data and method do not fit.
         """
         started = datetime.now(UTC)
         if self.recipe.threads is not None:
@@ -154,26 +158,44 @@ class Run:
         network = Network(self._fresh(self.seed), Topology(self.seed))
         self._check_fit(network.model, data)
         self.network, self.log = network, around.log
-        status, reason = "failed", "stopped by an error of the programme"
+        with alone_in(self.folder):
+            yield from self._developed(around, resume, every, started, where)
+            self.tidy()
+        together.wait()
+
+    def _developed(
+        self, around: Surroundings, resume: bool, every: float, started: datetime, where: Mapping[str, Any]
+    ) -> Iterator[Stage]:  # fmt: skip
+        """Develop the network, and write how that ended, unless it was refused before it began."""
+        began, status, reason = False, "failed", ""
         try:
             with reached(together.size()):
-                yield from develop(network, self.stages(), around, identity=self.identity, resume=resume, every=every)
+                stages = self.stages()
+                for stage in develop(
+                    self.network, stages, around, identity=self.identity, resume=resume, every=every
+                ):  # fmt: skip
+                    began = True
+                    yield stage
             read_test(around)
-            status, reason = "done", ""
+            began, status = True, "done"
         except Interrupted:
             status, reason = "interrupted", "asked to stop"
+            raise
+        except (GeneratorExit, KeyboardInterrupt):
+            status, reason = "interrupted", "left before its end"
             raise
         except (OSError, SynaptreeError) as error:
             reason = str(error)
             raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise
         finally:
-            if together.first():
+            if together.first() and began:
                 with suppress(*([] if status == "done" else [OSError])):  # what stopped the run says more
                     write(self._result(around, status, reason, started, where), self.folder)
                 with suppress(OSError):
                     (self.folder / PROGRESS).unlink()
-        self.tidy()
-        together.wait()
 
     def _signing(
         self, around: Surroundings, started: datetime, where: Mapping[str, Any],

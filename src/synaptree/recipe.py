@@ -31,6 +31,9 @@ CONTROLS = {
 """What a method is compared with; each at the same density, data, seeds and epochs."""
 
 
+Seed = Annotated[int, Field(ge=0, le=zoo.LARGEST_SEED)]
+
+
 class Part(BaseModel):
     """Base of the parts of a recipe: unknown keys are errors."""
 
@@ -94,7 +97,7 @@ class Recipe(Part):
     data: str
     validation: int | None = Field(None, ge=1)
     threads: int | None = Field(None, ge=1)
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     dense: TrainOptions = TrainOptions.model_validate({})
     method: str
     method_options: dict[str, Any] = {}
@@ -208,7 +211,7 @@ def find_recipe(name: str) -> Path:
     """Return the file of a recipe: `name` is a path, or a name under `recipes/`, here or in the package.
 
     Raises:
-        OptionError: nothing lies there.
+        OptionError: nothing lies there, or something that is no file.
     """
     path = Path(name)
     if path.is_file() or path.suffix == ".toml":
@@ -218,9 +221,13 @@ def find_recipe(name: str) -> Path:
         file.relative_to(place).with_suffix("").as_posix(): file
         for place in places for file in sorted(place.rglob("*.toml")) if file.parent.name != "spaces"
     }  # fmt: skip
-    if name not in known:
-        raise unknown("recipe", name, known or ["(none lies under recipes/)"])
-    return known[name]
+    if name in known:
+        return known[name]
+    if path.exists():
+        raise OptionError(f"{name} is not a recipe file; give a TOML file, or the name of a recipe under recipes/")
+    error = unknown("recipe", name, known or ["(none lies under recipes/)"])
+    more = "" if Path("recipes").is_dir() else "; other recipes come with a checkout of synaptree, and are found there"
+    raise OptionError(f"{error}{more}")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

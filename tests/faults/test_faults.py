@@ -172,6 +172,9 @@ def test_a_folder_that_cannot_be_made_ends_a_run_before_it_trains(recipe: Path) 
 def test_a_loss_that_is_no_number_fails_at_the_same_place_each_time_and_loses_nothing(recipe: Path) -> None:
     words = ("run", recipe, "--out", "out", "--set", "dense.lr=1e30", "--checkpoint-every", 0)
     error = fails_at_the_loss(*words)
+    advice = call(*words).stderr
+    assert "a smaller lr, as with --set dense.lr=VALUE, starts anew" in advice
+    assert "To go on" not in advice
     (file,) = Path("out").glob("*/*.json")
     result = json.loads(file.read_text())
     assert result["status"] == "failed"
@@ -222,11 +225,14 @@ def test_damage_to_both_ends_in_words_and_changes_nothing(recipe: Path, stopped:
     checkpoint = stopped(Path("out"))
     for path in (checkpoint, checkpoint.with_name(BEFORE)):
         path.write_bytes(b"")
+    before = {path: path.read_bytes() for path in checkpoint.parent.iterdir()}
     result = call("run", recipe, "--out", "out")
     assert result.exit_code == 2
     assert "error: the checkpoint is damaged, and no other one is whole" in result.stderr
     assert "--fresh" in result.stderr
+    assert "To go on" not in result.stderr
     assert checkpoint.read_bytes() == b""
+    assert {path: path.read_bytes() for path in checkpoint.parent.iterdir()} == before
 
 
 def test_another_number_of_threads_is_noted_in_the_result(recipe: Path, stopped: Callable[[Path], Path]) -> None:

@@ -149,6 +149,7 @@ def test_drawn_points_are_kept_when_more_are_drawn_and_the_front_is_shown(addres
     assert chosen
     path = tmp_path / "out" / "trials" / f"{chosen[1]}.toml"
     assert path.read_text() in more
+    assert f"  synaptree run {path} --out {tmp_path / 'out'} --seed 0\n" in more
     assert "1 of 1 runs are done already" in shows("run", path, "--out", tmp_path / "out")
 
 

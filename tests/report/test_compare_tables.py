@@ -87,7 +87,7 @@ def test_the_cheapest_of_those_level_with_the_best_is_told_and_who_is_not() -> N
 
 def test_no_answer_is_given_where_there_is_no_network() -> None:
     text = which.markdown({TASK: levels([ran("a", 0, POINTS)], levels=[0.5, 0.25])}, {})
-    assert "Dense: a* (99.90 %)." in text
+    assert "Dense network of the recipe of a* (99.90 %)." in text
     assert "No network at these densities.\nAll recipes were run." in text
 
 

@@ -228,6 +228,8 @@ def test_the_card_shows_the_options_with_the_defaults_that_build_uses():
     ("cnn_fc", {"hidden": (3,)}, "unknown option of cnn_fc 'hidden'"),
     ("mlp", {"inputs": 2.5}, "inputs must be a whole number of at least 1, got 2.5"),
     ("mlp", {"hidden": (3, -1)}, "a width in hidden must be a whole number of at least 1, got -1"),
+    ("mlp", {"seed": 2**63}, "seed must be a whole number from 0 to 9223372036854775807, got 9223372036854775808"),
+    ("mlp", {"seed": -1}, "seed must be a whole number from 0 .*, got -1"),
     ("mlp", {"hidden": 3}, "hidden must be a list of layer widths, such as .*, got 3"),
 ])
 def test_a_wrong_name_or_value_is_told_with_what_was_wanted(name, options, message):

@@ -35,6 +35,8 @@ app = typer.Typer(
     help="Grow, prune and run sparse neural networks, as the brain does.",
 )  # fmt: skip
 
+LARGEST_SEED = 2**63 - 1  # as in train.zoo, which torch would come with
+
 DataFolder = Annotated[
     Path | None, typer.Option("--data", help="Where the data sets lie.", show_default="$SYNAPTREE_DATA, or ./data")
 ]
@@ -71,7 +73,8 @@ def run(
         Path | None, typer.Option(help="Where networks and results go.", show_default="runs/<method>/<recipe>")
     ] = None,
     seeds: Annotated[
-        list[int] | None, typer.Option("--seed", min=0, help="A seed to run, in place of the recipe's own.")
+        list[int] | None,
+        typer.Option("--seed", min=0, max=LARGEST_SEED, help="A seed to run, in place of the recipe's own."),
     ] = None,
     record: Annotated[Path | None, typer.Option(help="Copy the result files there as well.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do again what is done, and start over.")] = False,
@@ -112,7 +115,8 @@ def sweep(
         typer.Option(help="Where networks and results go; shared by a cluster.", show_default="runs/<method>/<recipe>"),
     ] = None,
     seeds: Annotated[
-        list[int] | None, typer.Option("--seed", "--seeds", min=0, help="A seed, in place of the recipe's own.")
+        list[int] | None,
+        typer.Option("--seed", "--seeds", min=0, max=LARGEST_SEED, help="A seed, in place of the recipe's own."),
     ] = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Points to draw.", show_default="as the space says")
@@ -276,7 +280,8 @@ def compare(
     measure: Annotated[bool, typer.Option("--measure", help="Time the networks that are there.")] = False,
     data: DataFolder = None,
     seeds: Annotated[
-        list[int] | None, typer.Option("--seed", min=0, help="Of what is missing, in place of the recipes' own.")
+        list[int] | None,
+        typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of what is missing, in place of the recipes' own."),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="The long forms of recipes are missing as well.")] = False,
     at: Annotated[
@@ -284,6 +289,7 @@ def compare(
         typer.Option(metavar="PERCENT", help="Compare at about this density.", show_default="50, 20, 10, 5, 2, 1"),
     ] = None,
     all_rounds: AllRounds = False,
+    picture: Annotated[bool, typer.Option("--picture", help="Draw them as well, under --out; --run does.")] = False,
     which: Annotated[bool, typer.Option("--which", help="Which method to take at 10, 5 and 2 %.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown tables.")] = False,
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
@@ -307,7 +313,7 @@ def compare(
     compare_groups(
         Asked(
             groups or (), out, results, data, run=run_missing, measure=measure, full=full, seeds=seeds, levels=levels,
-            every=all_rounds, form=forms[0] if forms else "table", page=html,
+            every=all_rounds, picture=picture, form=forms[0] if forms else "table", page=html,
         )
     )  # fmt: skip
 
@@ -360,7 +366,7 @@ def compress(
         Path | None,
         typer.Option("--data-root", help="Where the data sets lie.", show_default="$SYNAPTREE_DATA, or ./data"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights and training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of weights and training.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Samples of a training batch.")] = 128,
     timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Time the engine at the end.")] = True,
 ) -> None:

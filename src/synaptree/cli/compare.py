@@ -13,7 +13,7 @@ from rich.progress import track
 from synaptree.cli.groups import Group, Missing, duration, listed, missing, named, select
 from synaptree.cli.latency import measured, wanted
 from synaptree.cli.report import write_report
-from synaptree.cli.run import develop_runs, stoppable
+from synaptree.cli.run import Screen, develop_runs, stoppable
 from synaptree.cli.track import Tracking
 from synaptree.core.errors import DataError, OptionError, SynaptreeError
 from synaptree.experiment import Run
@@ -46,6 +46,7 @@ class Asked:
         seeds: in place of the recipes' own, of what is missing.
         levels: densities about which networks are compared.
         every: whether every round is shown.
+        picture: whether pictures are drawn, in `compare` under the runs' folder; they are where something is run.
         form: "table", "markdown", "json", or "which": the answers in place of tables.
         page: file of a page of the same results, as `synaptree report` writes it.
     """
@@ -60,12 +61,13 @@ class Asked:
     seeds: Sequence[int] | None = None
     levels: Sequence[float] = LEVELS
     every: bool = False
+    picture: bool = False
     form: str = "table"
     page: Path | None = None
 
 
 def compare(asked: Asked) -> None:
-    """Run what is missing if asked to, then print tables, draw pictures, and say what is missing.
+    """Run what is missing if asked to, then print tables, draw pictures if asked to, and say what is missing.
 
     Raises:
         OptionError: nobody knows a group.
@@ -125,10 +127,10 @@ def tables_of(
 
 
 def by_group(left: Iterable[Missing]) -> dict[str, list[str]]:
-    """Return what is missing by model and data: the recipe, and how many of its runs where there are others."""
+    """Return what is missing by model and data: the recipe, and how many of its runs where others are done."""
     found: dict[str, list[str]] = {}
     for part in left:
-        count = f" ({len(part.runs)} of {part.total} runs)" if len(part.runs) < part.total else ""
+        count = f" (missing {len(part.runs)} of {part.total} runs)" if len(part.runs) < part.total else ""
         found.setdefault(part.of.group, []).append(part.of.name + count)
     return found
 
@@ -157,7 +159,8 @@ def _show(group: Group, gathered: Gathered, asked: Asked) -> None:
             console.print(standings_table.table(levels, console.width))
     for remark in remarks(gathered.results):
         typer.echo(remark)
-    _draw(found, asked.out / "compare")
+    if asked.run or asked.picture:
+        _draw(found, asked.out / "compare")
     _say_missing([(group, left)])
 
 
@@ -174,7 +177,7 @@ def _say_missing(left: Sequence[tuple[Group, Sequence[Missing]]]) -> None:
     for group, parts in left:
         if not parts:
             continue
-        typer.echo(f"\n{group.name}: no results yet of")
+        typer.echo(f"\n{group.name}: runs without a result")
         for one in parts:
             typer.echo(f"  {one}")
         known = [one.seconds for one in parts]
@@ -188,8 +191,9 @@ def _run(groups: Sequence[Group], asked: Asked) -> list[str]:
     Raises:
         typer.Exit: a signal asked to stop; a checkpoint is left.
     """
-    console, failed = Console(), []
+    console, failed = Screen(), []
     with stoppable() as stop:
+        console.stop = stop
         for group in groups:
             done = {result.config_hash for result in _of(group, asked).results if result.status == "done"}
             for part in missing(group, done, asked.out, full=asked.full, seeds=asked.seeds):

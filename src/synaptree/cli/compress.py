@@ -3,8 +3,10 @@
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
-from types import TracebackType
+from traceback import extract_tb
+from types import ModuleType, TracebackType
 from typing import Any, Self
 
 import typer
@@ -24,7 +26,7 @@ from synaptree.train import zoo
 from synaptree.train.data import Dataset, load
 from synaptree.train.loop import evaluate
 
-__all__ = ["compress_model", "tries_table"]
+__all__ = ["brought", "compress_model", "tries_table"]
 
 
 def compress_model(
@@ -128,8 +130,7 @@ def _tested(found: Compressed, data: Dataset) -> str:
 def _asked(model: str, data: str | None, root: Path | None, seed: int) -> tuple[nn.Module, Any, Any]:
     """Return the model and its data."""
     if ":" in model:
-        brought = _brought(model)
-        network, own = brought[0], brought[1:]
+        network, *own = brought(model)
         if own and data is not None:
             raise OptionError(f"--data {data}: {model} brings its own data; leave one of them out")
         if own:
@@ -145,23 +146,75 @@ def _from_zoo(name: str, data: Dataset, seed: int) -> nn.Module:
     return zoo.build(name, classes=data.classes, seed=seed, **fitting)
 
 
-def _brought(place: str) -> tuple[Any, ...]:
-    """Return what a function of the user's returns: a model, or a model with training and validation data."""
-    module, _, function = place.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        make: Callable[[], Any] = getattr(import_module(module), function)
-    except ModuleNotFoundError as missing:
-        if missing.name != module.partition(".")[0] and missing.name != module:
-            raise
-        raise OptionError(f"{place}: there is no module {module} in {Path.cwd()} or among those installed") from None
-    except AttributeError:
-        raise OptionError(f"{place}: {module} has no {function}") from None
-    finally:
-        sys.path.remove(str(Path.cwd()))
-    made = make()
+def brought(place: str) -> tuple[Any, ...]:
+    """Return what a function of the user's returns: a model, or a model with training and validation data.
+
+    Args:
+        place: "MODULE:FUNCTION"; the module lies in the working directory or is installed.
+
+    Raises:
+        OptionError: there is no such function, it cannot be called, or it raises or returns something else.
+    """
+    made = _called(place, _function(place))
     found = made if isinstance(made, tuple) else (made,)
     if len(found) not in (1, 3) or not isinstance(found[0], nn.Module):
         kinds = ", ".join(type(one).__name__ for one in found)
         raise OptionError(f"{place} returned ({kinds}): wanted a model, or (model, train_data, val_data)")
     return found
+
+
+def _function(place: str) -> Callable[[], Any]:
+    """Return the function of the user's, which can be called without arguments."""
+    module, _, name = place.partition(":")
+    if not (name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        raise OptionError(f"{place}: wanted MODULE:FUNCTION, as in mine:network")
+    home = _imported(place, module)
+    if not hasattr(home, name):
+        raise OptionError(f"{place}: {module} has no {name}")
+    function = getattr(home, name)
+    if isinstance(function, nn.Module) or not callable(function):
+        kind = type(function).__name__
+        raise OptionError(f"{place} is a {kind} and no function: wanted a function that returns the model")
+    _require_no_arguments(place, function)
+    return function  # type: ignore[no-any-return]
+
+
+def _require_no_arguments(place: str, function: Callable[..., Any]) -> None:
+    try:
+        asked = signature(function)
+    except ValueError:  # builtins may not say what they take
+        return
+    try:
+        asked.bind()
+    except TypeError as missing:
+        raise OptionError(f"{place} is called without arguments: {missing}; wanted one that needs none") from None
+
+
+def _imported(place: str, module: str) -> ModuleType:
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as missing:
+        if module == missing.name or module.startswith(f"{missing.name}."):
+            here = Path.cwd()
+            raise OptionError(f"{place}: there is no module {module} in {here} or among those installed") from None
+        raise OptionError(f"{place}: {module} cannot be imported, {_of_the_users(missing, module)}") from missing
+    except (Exception, SystemExit) as error:
+        raise OptionError(f"{place}: {module} cannot be imported, {_of_the_users(error, module)}") from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+
+
+def _called(place: str, function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except (Exception, SystemExit) as error:
+        raise OptionError(f"{place} raised {_of_the_users(error, place.partition(':')[0])}") from error
+
+
+def _of_the_users(error: BaseException, module: str) -> str:
+    """Return an error of a module's in a line: its type, its message, and where in the module it arose."""
+    file, frames = module.replace(".", "/") + ".py", extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).as_posix().endswith(f"/{file}")]
+    where = f" ({file}, line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"

@@ -181,7 +181,7 @@ class Missing:
     def __str__(self) -> str:
         """Say it in a line."""
         took = "" if self.seconds is None else f", about {duration(self.seconds)} by its own figure"
-        return f"{self.of.name}: {len(self.runs)} of {self.total} runs, {self.epochs:,} epochs{took}"
+        return f"{self.of.name}: missing {len(self.runs)} of {self.total} runs, {self.epochs:,} epochs{took}"
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -20,11 +20,14 @@ from synaptree.report.live import Display
 from synaptree.report.picture import picture
 from synaptree.results import write
 from synaptree.train import together
+from synaptree.train.alone import alone_in
 from synaptree.train.data import load
 from synaptree.train.loop import Interrupted
 from synaptree.train.programme import Stage
 
-__all__ = ["Stop", "carry_out", "develop_runs", "stoppable"]
+__all__ = ["Screen", "Stop", "carry_out", "develop_runs", "made_folder", "stoppable"]
+
+PIPE = int(getattr(signal, "SIGPIPE", 13))
 
 
 class Stop:
@@ -43,8 +46,25 @@ class Stop:
 
     @property
     def status(self) -> int:
-        """The exit status that shells know it by: 130 after Ctrl-C, 143 after SIGTERM."""
+        """The exit status that shells know it by: 130 after Ctrl-C, 143 after SIGTERM, 141 where nobody reads on."""
         return 128 + (self.signal or signal.SIGINT)
+
+
+class Screen(Console):
+    """Where runs are shown; where nobody reads on, as in `| head`, it falls silent and asks to stop.
+
+    Attributes:
+        stop: that is asked; None: nobody.
+    """
+
+    stop: Stop | None = None
+
+    def on_broken_pipe(self) -> None:
+        """Fall silent, and let the run reach its checkpoint."""
+        with suppress(SystemExit):
+            super().on_broken_pipe()
+        if self.stop is not None:
+            self.stop.signal = PIPE
 
 
 def carry_out(
@@ -67,39 +87,73 @@ def carry_out(
         track: where figures go as well: `tensorboard`, `tensorboard:DIR`, `mlflow`, `mlflow:URI`.
 
     Raises:
-        OptionError: there is nothing to go on from, or it should both be gone on from and forgotten.
-        typer.Exit: with status 130 or 143, when a signal asked to stop; a checkpoint is left.
+        OptionError: there is nothing to go on from, it should both be gone on from and forgotten, another process is at
+            work on the same runs, or `record` is no folder.
+        typer.Exit: with status 130 or 143, when a signal asked to stop, 141 when nobody read on; a checkpoint is left.
     """
-    console = Console(quiet=not together.first())
+    made_folder(record)
+    console = Screen(quiet=not together.first())
     wanted, tracking = runs(recipe, out, seeds), Tracking(track, out, fresh=fresh)
     if resume:
         _require_begun(wanted, fresh)
     if fresh:
         load(recipe.data, data, validation=recipe.validation)  # nothing is forgotten where it could not run
-        for run in wanted:
-            run.forget()
+        _forget(wanted)
     together.wait()
     with stoppable() as stop:
+        console.stop = stop
         try:
             develop_runs(wanted, console, data, stop, every, tracking)
         except Interrupted:
             _tell(f"stopped; what was reached is kept in {out}. To go on:\n  {_again()}", err=True)
             raise typer.Exit(stop.status) from None
         except (CheckpointError, NumericError, OSError) as error:
-            if any(run.checkpoint.exists() for run in wanted):
-                error.add_note(f"what was reached is kept in {out}. To go on, once it can:\n  {_again()}")
+            if any(run.checkpoint.exists() for run in wanted) and (advice := _advice(error)):
+                error.add_note(f"what was reached is kept in {out}. {advice}")
             raise
     if not together.first():
         return
     finished = [result for run in wanted if (result := run.done())]
     show_results(console, finished, all_rounds=all_rounds)
     picture(finished, out / "picture.png")
-    typer.echo(f"\npicture: {out / 'picture.png'}")
-    typer.echo(f"results: {len(finished)} in {out}/*/*.json")
     if record:
         for result in finished:
             write(result, record)
+    typer.echo(f"\npicture: {out / 'picture.png'}")
+    typer.echo(f"results: {len(finished)} in {out}/*/*.json")
+    if record:
         typer.echo(f"copies:  {record}")
+
+
+def made_folder(folder: Path | None) -> None:
+    """Make a folder that is written to after hours, if there is to be one.
+
+    Raises:
+        OptionError: it cannot be made.
+    """
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"--record {folder}: wanted a folder, which cannot be made ({error.strerror})") from None
+
+
+def _forget(wanted: Sequence[Run]) -> None:
+    """Forget runs, all or, where another process is at work on one, none of them."""
+    with ExitStack() as held:
+        for run in wanted:
+            held.enter_context(alone_in(run.folder))
+        for run in wanted:
+            run.forget()
+
+
+def _advice(error: Exception) -> str:
+    """Return what can be done about what stopped a run, where its own words do not say it."""
+    if isinstance(error, NumericError):
+        return "The same command ends there again; a smaller lr, as with --set dense.lr=VALUE, starts anew"
+    if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
+        return f"To go on, once it can:\n  {_again()}"
+    return ""
 
 
 def _require_begun(wanted: Sequence[Run], fresh: bool) -> None:

@@ -36,7 +36,10 @@ digits has 360 images, so that one of them is 0.28 points."""
 def show_results(
     console: Console, results: Sequence[Result], *, all_rounds: bool = False, markdown: bool = False
 ) -> None:
-    """Print a table for each recipe and method among the results, of the telling rounds or of all."""
+    """Print a table for each recipe and method among the results, of the telling rounds or of all.
+
+    Below stand the runs that did not reach their end.
+    """
     def experiment(result: Result) -> tuple[str, str]:
         return result.recipe, result.method
 
@@ -45,11 +48,22 @@ def show_results(
         margin = MARGINS.get(group[0].config.get("data", ""), 0.2)
         rows = comparison.summary(group)
         rows = rows if all_rounds else comparison.brief(rows, margin)
+        if not rows:
+            continue
         if markdown:
             typer.echo(comparison.markdown(rows))
         else:
             console.print()
             console.print(comparison.table(rows, margin))
+    for result in results:
+        if result.status != "done":
+            console.print(Text(("- " if markdown else "") + _unfinished(result)), soft_wrap=True)
+
+
+def _unfinished(result: Result) -> str:
+    """Return how a run ended that did not reach its end, and why."""
+    reason = f": {result.reason}" if result.reason else ""
+    return f"{result.recipe}: {result.control or result.method}, seed {result.seed}: {result.status}{reason}"
 
 
 def show_learning(console: Console, results: Sequence[Result], *, json: bool = False, markdown: bool = False) -> None:

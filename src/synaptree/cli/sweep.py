@@ -10,14 +10,14 @@ import typer
 from rich.console import Console
 
 from synaptree.cli.imports import import_file
-from synaptree.cli.run import stoppable
+from synaptree.cli.run import made_folder, stoppable
 from synaptree.core.errors import SynaptreeError
 from synaptree.recipe import find_recipe, load_recipe
 from synaptree.report.tables import terminal
 from synaptree.sweep import Candidate, Outcome, Space, Trial, best, front, load_space, recipe_text, sweep, trials
 from synaptree.train.loop import Interrupted
 
-__all__ = ["carry_out_sweep"]
+__all__ = ["carry_out_sweep", "command_with_controls"]
 
 NOT_BY_TEST = "Chosen by validation, never by test."
 
@@ -44,8 +44,10 @@ def carry_out_sweep(
 
     Raises:
         typer.Exit: with status 130 or 143, when a signal asked to stop; checkpoints are left.
+        OptionError: `record` is no folder.
         SynaptreeError: no trial reached its end.
     """
+    made_folder(record)
     file = find_recipe(recipe)
     space = load_space(space_file).with_samples(samples)
     tried = trials(file, space)
@@ -65,7 +67,12 @@ def carry_out_sweep(
     if not outcome.results:
         name, reason = next(iter(outcome.failed.items()))
         raise SynaptreeError(f"none of {len(tried)} trials reached its end; {name}: {reason}")
-    _show(Console(), outcome, space, out)
+    console = Console()
+    chosen = _show(console, outcome, space)
+    if chosen is not None:
+        command = command_with_controls(chosen.trial, out, seeds=seeds or (), data=data, imports=imports)
+        typer.echo(f"with its controls:\n  {command}")
+        typer.echo(f"its recipe:\n\n{recipe_text(chosen.trial.recipe)}")
     if record:
         typer.echo(f"copies:  {record}")
 
@@ -77,8 +84,8 @@ def import_once(files: Sequence[Path]) -> None:
             import_file(file)
 
 
-def _show(console: Console, outcome: Outcome, space: Space, out: Path) -> None:
-    """Print the table of trials, what failed, and the choice."""
+def _show(console: Console, outcome: Outcome, space: Space) -> Candidate | None:
+    """Print the table of trials, what failed, and the choice; return it."""
     found = outcome.candidates
     chosen = best(found, space.search.max_density)
     shown = [chosen if chosen and chosen.trial == c.trial else c for c in found if c.last]
@@ -93,15 +100,23 @@ def _show(console: Console, outcome: Outcome, space: Space, out: Path) -> None:
     limit = "" if space.search.max_density is None else f" of density {space.search.max_density:g} or less"
     if chosen is None:
         typer.echo(f"\nno network{limit}: let the method cut more, or raise search.max_density")
-        return
+        return None
     typer.echo(f"\nbest{limit} by validation: {chosen.trial.name}, round {chosen.round}")
-    typer.echo(f"with its controls:\n  {_command(chosen.trial, out)}")
-    typer.echo(f"its recipe:\n\n{recipe_text(chosen.trial.recipe)}")
+    return chosen
 
 
-def _command(trial: Trial, out: Path) -> str:
-    """Return the command that finds the trial's run done, and runs its controls beside it."""
-    return shlex.join(["synaptree", "run", str(out / "trials" / f"{trial.name}.toml"), "--out", str(out)])
+def command_with_controls(
+    trial: Trial, out: Path, *, seeds: Sequence[int] = (), data: Path | None = None, imports: Sequence[Path] = ()
+) -> str:  # fmt: skip
+    """Return the command that finds the trial's runs done, and runs their controls beside them."""
+    words: list[object] = ["synaptree"]
+    for file in imports:
+        words += ["--import", file]
+    words += ["run", out / "trials" / f"{trial.name}.toml", "--out", out]
+    for seed in seeds:
+        words += ["--seed", seed]
+    words += ["--data", data] if data is not None else []
+    return shlex.join(map(str, words))
 
 
 def _table(title: str, rows: Sequence[Candidate], keys: Sequence[str], bold: Candidate | None = None) -> object:

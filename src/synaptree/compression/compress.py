@@ -29,7 +29,6 @@ __all__ = ["Moment", "compress"]
 
 FILE, REPORT = "network.syn", "report.json"
 DENSE_SHARE, DENSE_EPOCHS, DENSE_UPDATES = 0.25, 30, 3000  # how long an untrained network is trained at most
-LEARNED = 0.1  # share of the way from the most frequent class to all right, from which on a model counts as trained
 DENSE_LR = 0.4  # factor on the learning rate meanwhile
 PROBE_SECONDS, PROBE_UPDATES = 1.0, 3
 RUNTIME = 3.0  # seconds of processor time in which one more dense runtime is surely set up
@@ -105,11 +104,13 @@ def compress(
         stop: asked before each update; true ends the search like the end of the time.
 
     Raises:
-        OptionError: an option is out of range, the metric gives no number, or the budget is too short for an epoch;
-            says how long one takes.
-        DataError: the data is empty, without labels, or does not fit the model and the loss.
+        OptionError: an option is out of range, the model is no module, the metric gives no number, the budget is too
+            short for an epoch, whose length is said then, or too short for an untrained model to learn anything.
+        DataError: the data is empty, without labels, or does not fit the model and the loss, or inputs to judge by
+            are not finite.
         AttachError: the model has no linear or convolution layer.
-        NumericError: the metric of the model, or its training before anything was cut, is not finite.
+        NumericError: the outputs of the model, its metric, or its training before anything was cut, are not finite;
+            or those of the network as `values` stores it.
 
     Example:
         >>> x = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
@@ -119,7 +120,7 @@ def compress(
         >>> found.report.times_fewer > 5, found.model(x).shape
         (True, torch.Size([256, 2]))
     """
-    _require_options(values, batch)
+    _require_options(model, values, batch)
     _require_alone()
     _warm_up()
     clock = clock_of(budget, stop)
@@ -164,15 +165,20 @@ class _Run:
         self.inputs = first_inputs(first, SAMPLES)
         self.example = self.inputs[:8].clone()
         dense_candidate(model, math.nan)
+        if self.judge.metric is not None:
+            self.judge.feed.look()
         began = time.perf_counter()
         value = self.judge(model)
         self.judge_cost = clock.cost(time.perf_counter() - began, epochs=0)
+        if self.judge.metric is None:
+            _require_outputs(value)
         untrained = self._untrained(value)
         seconds = _epoch_seconds(self.trainer, model)
         self.epoch_cost = clock.cost(seconds, epochs=1)
         self._require_time(seconds, epochs=2 if untrained else 1)
         if untrained:
             value = self._train(model)
+            self._require_learned(value)
         if not math.isfinite(value):
             raise NumericError(f"the metric of the dense network is {value}: wanted a finite number")
         return dense_candidate(model.eval(), value)
@@ -185,17 +191,18 @@ class _Run:
         )  # fmt: skip
 
     def _untrained(self, value: float) -> bool:
-        if self.trained is not None or self.judge.metric is not None:
+        if self.trained is False or self.judge.metric is not None:
             return self.trained is False
-        chance = self.judge.chance()
-        least = chance + LEARNED * (100 - chance)
+        chance, least = self.judge.chance(), self.judge.learned_from()
         if value > least:
             return False
+        what = "was said to be trained, but" if self.trained else "counts as untrained, since"
+        then = "much of it can be cut at no loss" if self.trained else "it was trained first"
         self.notes.append(
-            f"the model counts as untrained, since its accuracy of {value:.2f} is not above {least:.2f}, and always "
-            f"saying the most frequent class gives {chance:.2f}; it was trained first"
+            f"the model {what} its accuracy of {value:.2f} is not above {least:.2f}, and always saying the most "
+            f"frequent class gives {chance:.2f}; {then}"
         )
-        return True
+        return not self.trained
 
     def _train(self, model: nn.Module) -> float:
         """Train the dense network for a share of the time, and return what it is worth."""
@@ -210,8 +217,22 @@ class _Run:
                 f"stopped before the dense network was trained, after {clock.seconds():.0f} s; nothing was compressed"
             ) from None
         except NumericError as error:
-            raise NumericError(f"{error} while the dense network was trained: give an optimizer of less lr") from error
+            raise NumericError(f"while the dense network was trained, {error}") from error
         return self.judge(model)
+
+    def _require_learned(self, value: float) -> None:
+        """Refuse a network that is hardly better than none: of that, nothing would be left, and it would be a gain."""
+        if self.judge.metric is not None:
+            return
+        _require_outputs(value)
+        chance, least = self.judge.chance(), self.judge.learned_from()
+        if value <= least:
+            raise OptionError(
+                f"the dense network did not learn in this budget: {value:.2f} on validation after "
+                f"{self.trainer.epochs:.1f} epochs, against {chance:.2f} for the most frequent class, and more than "
+                f"{least:.2f} is wanted; give a larger budget, a trained model, another loss or optimizer, or, where "
+                "accuracy says little, a metric; nothing was compressed"
+            )
 
     def _require_time(self, seconds: float, epochs: int) -> None:
         clock, needed = self.trainer.clock, epochs * self.epoch_cost + 3 * self.judge_cost
@@ -297,6 +318,14 @@ def _epoch_seconds(trainer: Trainer, model: nn.Module) -> float:
     return spent / counted * trainer.length
 
 
+def _require_outputs(accuracy: float) -> None:
+    if math.isnan(accuracy):
+        raise NumericError(
+            "the outputs of the model on the validation data are not finite, so it cannot be judged: look at its "
+            "weights, and at the scale of the inputs"
+        )
+
+
 def _warm_up() -> None:
     """Have torch import what the first optimizer of a process imports; that takes seconds and is no training."""
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])
@@ -310,7 +339,11 @@ def _require_alone() -> None:
         )
 
 
-def _require_options(values: str, batch: int) -> None:
+def _require_options(model: Any, values: str, batch: int) -> None:
+    if isinstance(model, type):
+        raise OptionError(f"model: wanted a torch.nn.Module, got the class {model.__name__}: call it")
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"model = {model!r}: wanted a torch.nn.Module, got a {type(model).__name__}")
     if values not in ("auto", *CODINGS):
         raise unknown("coding of values", values, ("auto", *CODINGS))
     if not isinstance(batch, int) or batch < 1:

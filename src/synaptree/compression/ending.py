@@ -1,5 +1,6 @@
 """What is done with the network a search found: compacted, written small, judged from the file, timed."""
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -13,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from synaptree.artifact.files import replacing
 from synaptree.artifact.syn import load_into, save
 from synaptree.compression.judge import Judge
 from synaptree.compression.report import Size, Timing, TimingRow
 from synaptree.compression.search import Candidate
-from synaptree.core.errors import SynaptreeError
+from synaptree.core.errors import CheckpointError, NumericError, SynaptreeError
 from synaptree.core.layer import layers_of
 from synaptree.core.topology import Topology
 from synaptree.graph.node import GraphError
@@ -74,11 +76,34 @@ def packed(
         reference: what is not to be lost.
         file: to write.
         codings: to try, the smallest first; the last one is taken whatever it costs.
+
+    Raises:
+        CheckpointError: the last coding cannot say the weights.
+        NumericError: stored like that, the network has outputs that are not finite; the file is as it was.
     """
     bare = _compacted(found, example)
-    result, tried = bare, list(codings)
-    for values in tried:
-        result = _written(bare, example, judge, file, values)
+    with replacing(file) as partial_file:
+        result = _smallest(bare, example, judge, reference, partial_file, list(codings))
+        if not math.isfinite(result.value):
+            raise NumericError(
+                f"the network stored as {result.values} has outputs, or a metric, that are not finite on the "
+                "validation data: give values='fp32' or 'auto'; no file was written"
+            )
+    return result
+
+
+def _smallest(
+    bare: Packed, example: Tensor, judge: Judge, reference: float, file: Path, codings: list[str]
+) -> Packed:
+    """Write a network in the first coding that is within what may be lost, or in the last one."""
+    result = bare
+    for values in codings:
+        try:
+            result = _written(bare, example, judge, file, values)
+        except CheckpointError:  # weights that are too large for it
+            if values == codings[-1]:
+                raise
+            continue
         worth = [value for value in (result.value, result.engine_value) if value is not None]
         if all(judge.accepts(value, reference) for value in worth):
             break

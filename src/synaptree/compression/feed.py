@@ -1,7 +1,7 @@
 """Data in whatever form it comes, as batches that can be had again and again."""
 
 from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,18 +28,20 @@ class Feed:
         given: what the user gave, for a metric of the user's; what can be read once only, as a list.
         epoch: number of an epoch -> its batches.
         length: batches of an epoch, or None where nobody knows before one went by.
+        finite: whether inputs that are not finite are refused.
     """
 
     what: str
     given: Any
     epoch: Callable[[int], Iterable[Any]]
     length: int | None = None
+    finite: bool = False
 
     def batches(self, number: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the inputs and labels of an epoch on a device.
 
         Raises:
-            DataError: there is no batch, or one without labels.
+            DataError: there is no batch, one without labels, or one with inputs that have to be finite and are not.
         """
         index = -1
         for index, batch in enumerate(self.epoch(number)):
@@ -49,10 +51,32 @@ class Feed:
             if not x.dim() or not y.dim() or len(x) != len(y):
                 shapes = f"{tuple(x.shape)} and labels of shape {tuple(y.shape)}"
                 raise DataError(f"batch {index} of the {self.what} has inputs of shape {shapes}: wanted one for each")
+            if self.finite:
+                self._require_finite(x, index)
             if len(x):
                 yield x.to(device), y.to(device)
         if index < 0:
             raise DataError(f"the {self.what} is empty: wanted one batch at least")
+
+    def look(self) -> None:
+        """Look at what nobody but a metric of the user's will read, which may have forms of its own.
+
+        Raises:
+            DataError: a batch has inputs that are not finite.
+        """
+        for index, batch in enumerate(() if self.length is None else self.epoch(0)):  # a stream may never end
+            x = batch[0] if isinstance(batch, tuple | list) and batch else batch
+            if isinstance(x, Tensor):
+                self._require_finite(x, index)
+
+    def _require_finite(self, x: Tensor, index: int) -> None:
+        finite = x.isfinite()
+        if not bool(finite.all()):
+            sample = int(finite.reshape(len(x), -1).all(1).logical_not().nonzero()[0]) if x.dim() else 0
+            raise DataError(
+                f"batch {index} of the {self.what} has inputs that are not finite, the first in its sample {sample}: "
+                "wanted finite numbers; fill in what is missing, or leave such samples out"
+            )
 
 
 def training_feed(data: Any, batch: int, seed: int) -> Feed:
@@ -100,11 +124,12 @@ def validation_feed(data: Any, train_data: Any) -> Feed:
         def held_out(_: int) -> Iterator[tuple[Tensor, Tensor]]:
             return batches(data, data.validation, JUDGING, seed=0, epoch=0, shuffle=False)
 
-        return Feed(what, data, held_out)
+        return Feed(what, data, held_out, -(-len(data.validation.y) // JUDGING), finite=True)
     if _is_pair(data):
         x, y = _tensors(data, what)
-        return Feed(what, data, lambda _: zip(x.split(JUDGING), y.split(JUDGING), strict=True) if len(y) else ())
-    return _iterable(DataLoader(data, JUDGING) if _is_map(data) else data, what)
+        parts = list(zip(x.split(JUDGING), y.split(JUDGING), strict=True)) if len(y) else []
+        return Feed(what, data, lambda _: parts, len(parts), finite=True)
+    return replace(_iterable(DataLoader(data, JUDGING) if _is_map(data) else data, what), finite=True)
 
 
 def _iterable(data: Any, what: str) -> Feed:

@@ -16,6 +16,7 @@ __all__ = ["Judge", "Metric", "device_of", "evaluating"]
 
 Metric = Callable[[nn.Module, Any], float]
 LOST = 0.5  # points of accuracy that may be lost where nobody says more
+LEARNED = 0.1  # share of the way from the most frequent class to all right, from which on a model counts as trained
 _SLACK = 1e-9
 
 
@@ -48,7 +49,7 @@ class Judge:
         return cls(feed, metric, float(drop))
 
     def __call__(self, model: nn.Module) -> float:
-        """Return what a model is worth; its mode is put back.
+        """Return what a model is worth, NaN where its outputs are not finite; its mode is put back.
 
         Raises:
             OptionError: the metric gave something that is no number.
@@ -62,13 +63,18 @@ class Judge:
         return float(value)
 
     def accepts(self, value: float, reference: float) -> bool:
-        """Return whether a value is within what may be lost; one that is no number never is."""
-        return value >= reference - self.max_drop - _SLACK
+        """Return whether a value is within what may be lost; one that is not finite never is."""
+        return math.isfinite(value) and value >= reference - self.max_drop - _SLACK
 
     def chance(self) -> float:
         """Return the accuracy in points of always saying the most frequent class."""
         labels = torch.cat([y for _, y in self.feed.batches(0, torch.device("cpu"))])
         return 100.0 * int(labels.unique(return_counts=True)[1].max()) / len(labels)
+
+    def learned_from(self) -> float:
+        """Return the accuracy in points from which on a network counts as one that learned something."""
+        chance = self.chance()
+        return chance + LEARNED * (100 - chance)
 
     def samples(self) -> int:
         """Return how many samples there are to judge by."""
@@ -84,7 +90,10 @@ class Judge:
                     f"accuracy wants outputs (samples, classes) and whole labels (samples,), got {got} and {y.dtype} "
                     f"of shape {tuple(y.shape)}; give a metric of your own, and the loss to train with"
                 )
-            right, total = right + int((scores.argmax(1) == y).sum()), total + len(y)
+            best = scores.max(1)
+            if not bool(best.values.isfinite().all()):  # a class may be ruled out by minus infinity
+                return math.nan
+            right, total = right + int((best.indices == y).sum()), total + len(y)
         return 100.0 * right / max(1, total)
 
 

@@ -64,6 +64,11 @@ class Timing:
         rows = [row for row in self.rows if (row.batch, row.network) == (batch, network) and row.name != "engine"]
         return min(rows, key=lambda row: row.microseconds)
 
+    def torch(self, batch: int) -> TimingRow | None:
+        """Return the row of torch with the network before, None where torch could not be timed."""
+        rows = (row for row in self.rows if (row.batch, row.network, row.name) == (batch, "before", "torch"))
+        return next(rows, None)
+
     def engine(self, batch: int) -> TimingRow:
         """Return the row of the engine."""
         return next(row for row in self.rows if row.batch == batch and row.name == "engine")
@@ -182,14 +187,22 @@ def _unsure(judge: Judge, value: float) -> str:
 
 def _speed(timing: Timing, batch: int) -> str:
     engine, before, after = timing.engine(batch), timing.best(batch, "before"), timing.best(batch, "compressed")
-    times, alone = (one.microseconds / engine.microseconds for one in (before, after))
     facts = (
         f"the engine takes {engine.microseconds:.1f} µs, {before.name} with the network before "
         f"{before.microseconds:.1f} µs, {after.name} with the compressed one {after.microseconds:.1f} µs"
     )
-    if min(times, alone) > 1:
-        return f"batch {batch}: {times:.1f} times as fast; {facts}"
+    if engine.microseconds < min(before.microseconds, after.microseconds):
+        return f"batch {batch}: {_faster(engine, timing.torch(batch), before)}; {facts}"
     return f"batch {batch}: no gain in speed here, because {facts}"
+
+
+def _faster(engine: TimingRow, torch: TimingRow | None, best: TimingRow) -> str:
+    """Return how many times as fast as torch the engine is, and as the fastest of all dense runtimes."""
+    by_name = {
+        one.name: f"{one.microseconds / engine.microseconds:.1f} times as fast as {one.name}"
+        for one in (torch, best) if one is not None
+    }  # fmt: skip
+    return f"{', '.join(by_name.values())}, the fastest dense runtime that was timed"
 
 
 def _why_none(tries: Sequence[Try]) -> str:

@@ -195,6 +195,9 @@ class Search:
     def _why(self, found: Candidate) -> str:
         if found.weights >= self.best.weights:
             return "nothing more was cut"
+        if not math.isfinite(found.value):
+            accuracy = self.judge.metric is None
+            return "its outputs on the validation data are not finite" if accuracy else f"the metric is {found.value}"
         lost = self.reference - found.value
         if self.judge.accepts(found.value, self.reference):
             return f"{-lost:+.2f}" if lost else "level"
@@ -222,7 +225,7 @@ class Search:
 
 
 def _worth(found: Candidate) -> float:
-    return -math.inf if math.isnan(found.value) else found.value
+    return found.value if math.isfinite(found.value) else -math.inf
 
 
 def dense_candidate(model: nn.Module, value: float) -> Candidate:

@@ -121,9 +121,14 @@ class Trainer:
         if not isinstance(loss, Tensor) or loss.dim():
             raise DataError(f"the loss gave {type(loss).__name__}: wanted one number as a tensor without axes")
         if not bool(loss.isfinite()):
-            raise NumericError(f"the loss became {loss.item()}")
+            raise NumericError(f"the loss became {loss.item()} {self._where()}; {_remedy(x, y)}")
         loss.backward()
         optimizer.step()
+
+    def _where(self) -> str:
+        if not self.epoch:
+            return "in the updates that were made to time an epoch"
+        return f"at update {self.updates} (epoch {self.epoch})"
 
     @property
     def epochs(self) -> float:
@@ -150,6 +155,12 @@ def falling(share: float) -> float:
     [1.0, 1.0, 0.5, 0.0]
     """
     return 0.5 + 0.5 * math.cos(math.pi * max(0.0, share - HOLD) / (1 - HOLD))
+
+
+def _remedy(x: Tensor, y: Tensor) -> str:
+    if not (bool(x.isfinite().all()) and bool(y.isfinite().all())):
+        return "inputs or labels of its batch are not finite: fill in what is missing, or leave such samples out"
+    return "try a smaller learning rate (by `optimizer`), and look for extreme values in the data"
 
 
 def _cross_entropy(outputs: Any, labels: Tensor) -> Tensor:

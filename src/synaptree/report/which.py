@@ -53,13 +53,18 @@ def markdown(found: Mapping[Task, Sequence[Level]], missing: Mapping[str, Sequen
     for task, levels in found.items():
         lines = tables.markdown([_cells(answer) for answer in answers(levels)], ("density", *_cells_of_words()))
         dense = [row for level in levels if level.density == DENSE for row in level.rows]
-        said = f"Dense: {', '.join(map(_with_accuracy, dense))}." if dense else "No dense network beside them."
+        said = _dense(dense) if dense else "No dense network beside them."
         parts.append(f"## {task.title}\n\n{said}\n\n{lines or NOTHING}\n{_missing(missing.get(task.group, ()))}")
     empty = {group: names for group, names in missing.items() if group not in {task.group for task in found}}
     if empty:
         lines = "".join(f"- {group}: {', '.join(names)}\n" for group, names in sorted(empty.items()))
         parts.append(f"## Not run at all\n\nRecipes without recorded results:\n\n{lines}")
     return "\n".join(parts)
+
+
+def _dense(rows: Sequence[Standing]) -> str:
+    several = "s" * (len(rows) > 1)
+    return f"Dense network{several} of the recipe{several} of {', '.join(map(_with_accuracy, rows))}."
 
 
 NOTHING = "No network at these densities."

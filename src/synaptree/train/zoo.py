@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from synaptree.core.errors import OptionError, unknown
 from synaptree.graph.shortcut import Shortcut
 
-__all__ = ["MODELS", "ModelCard", "build"]
+__all__ = ["LARGEST_SEED", "MODELS", "ModelCard", "build"]
+
+LARGEST_SEED = 2**63 - 1
 
 _VGG_WIDTHS = (64, 128, 256, 512, 512)
 _VGG_CONVS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -51,7 +53,7 @@ def build(name: str, *, classes: int = 10, seed: int = 0, **options: object) -> 
     Args:
         name: a key of `MODELS`.
         classes: number of outputs, at least 1.
-        seed: of the weights.
+        seed: of the weights, 0 to `LARGEST_SEED`.
         options: see the `options` of the network's card.
 
     Raises:
@@ -73,6 +75,8 @@ def build(name: str, *, classes: int = 10, seed: int = 0, **options: object) -> 
         if option not in card.options:
             raise unknown(f"option of {name}", option, [*card.options, "classes", "seed"])
     _positive("classes", classes)
+    if not 0 <= seed <= LARGEST_SEED:
+        raise OptionError(f"seed must be a whole number from 0 to {LARGEST_SEED}, got {seed!r}")
     # The CPU's generator alone: torch.manual_seed would also reseed every accelerator.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
