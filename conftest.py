@@ -1,6 +1,7 @@
 """What all tests share: names in doctests, one thread, one seed, and patience with slow machines."""
 
 import os
+import signal
 from importlib.util import find_spec
 
 # read when torch is imported: threads that spin while they wait starve a busy neighbour
@@ -21,6 +22,9 @@ beartype_packages(tuple(f"synaptree.{name}" for name in CHECKED), conf=BeartypeC
 
 # its example is run by `make test-integrations`, which installs the library
 collect_ignore = [] if find_spec("tensorboard") else ["src/synaptree/integrate/tensorboard.py"]
+
+# what a shell starts in the background ignores Ctrl-C, and so would the commands that tests start and stop
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("patient", deadline=None, max_examples=50)
