@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from importlib.util import find_spec
 
 # read when torch is imported: threads that spin while they wait starve a busy neighbour
@@ -41,3 +42,11 @@ def seed():
     """Seed torch before every test, and say with what."""
     torch.manual_seed(0)
     return 0
+
+
+@pytest.fixture(autouse=True)
+def _accelerate_as_before():
+    """Forget after a test the settings that Accelerate keeps for the whole process, such as a mixed precision."""
+    yield
+    if state := sys.modules.get("accelerate.state"):
+        state.AcceleratorState._reset_state(reset_partial_state=True)

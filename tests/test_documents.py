@@ -8,6 +8,7 @@ import pytest
 from commands import call
 
 from synaptree.cli.commands import app
+from synaptree.core.method import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -28,7 +29,16 @@ def blocks(text, *languages):
 WITH_PYTHON = [name for name, text in PAGES.items() if blocks(text, "python") and name not in ELSEWHERE]
 
 
+@pytest.fixture
+def _registry_as_before():
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("_registry_as_before")
 @pytest.mark.parametrize("name", WITH_PYTHON)
 def test_the_python_of_a_page_runs_from_top_to_bottom(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -18,10 +18,6 @@ NAMES = ["loop", "resume", "precision", "average", "compile", "groups", "acceler
 def test_a_piece_of_the_document_runs_and_prints_what_it_says(name, code, tmp_path, monkeypatch, capsys):
     if name in ("accelerate", "lightning", "transformers") and find_spec(name) is None:
         pytest.skip(f"needs {name}")
-    if find_spec("accelerate"):
-        from accelerate.state import AcceleratorState
-
-        AcceleratorState._reset_state(reset_partial_state=True)  # as in a program of its own
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
     exec(compile(PIECES[0] + code, "docs/loops.md", "exec"), scope)  # our own text

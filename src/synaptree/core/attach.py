@@ -257,7 +257,7 @@ class Attached:
         if overflow is not None and float(overflow) > 0:
             self._probe.take()
             return
-        if _rehearsed(optimizer):
+        if _rehearsed(optimizer, kwargs):
             return
         self.topology.step += 1
         if self._masked:
@@ -356,9 +356,10 @@ def one_pass(site: Site) -> None:
     site.edit(site.masks())
 
 
-def _rehearsed(optimizer: Optimizer) -> bool:
-    """Say whether nothing was learned: torch makes such a step to have an optimizer's state before the first."""
-    if any(float(group["lr"]) for group in optimizer.param_groups):
+def _rehearsed(optimizer: Optimizer, kwargs: Mapping[str, Any]) -> bool:
+    """Say whether torch.distributed.checkpoint made the step, to have an optimizer's state before the first."""
+    # it calls step(closure=None), with all rates and gradients 0
+    if kwargs != {"closure": None} or any(float(group["lr"]) for group in optimizer.param_groups):
         return False
     grads = (p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
     return not any(bool(whole(grad).any()) for grad in grads)
